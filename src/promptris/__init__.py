@@ -1,0 +1,66 @@
+"""Prompt-RIS: segment what an expression refers to, with frozen CLIP and SAM bridged by learned prompts.
+
+>>> import promptris
+>>> predictor = promptris.load("tiny")
+>>> prediction = predictor.set_image("scene.png").predict("the red circle")
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from promptris.config import PromptRISConfig
+    from promptris.errors import InputError, PromptRISError
+    from promptris.modeling.prompt_ris import PromptRIS
+    from promptris.predictor import Prediction, Predictor, load
+
+    __version__: str
+
+_HOMES = {
+    "InputError": "promptris.errors",
+    "Prediction": "promptris.predictor",
+    "Predictor": "promptris.predictor",
+    "PromptRIS": "promptris.modeling.prompt_ris",
+    "PromptRISConfig": "promptris.config",
+    "PromptRISError": "promptris.errors",
+    "load": "promptris.predictor",
+}
+
+__all__ = [
+    "InputError",
+    "Prediction",
+    "Predictor",
+    "PromptRIS",
+    "PromptRISConfig",
+    "PromptRISError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _installed_version()
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("promptris")
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        return "0+source"

@@ -1,0 +1,65 @@
+"""Multi-head cross-attention and feed-forward blocks shared by the learned parts."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a context of another width.
+
+    Args:
+        query_dim: width of the queries.
+        context_dim: width of the context, which gives keys and values.
+        out_dim: width of the result.
+        inner_dim: width of all heads together; a multiple of `heads`.
+        heads: number of heads.
+    """
+
+    def __init__(self, query_dim: int, context_dim: int, out_dim: int, inner_dim: int, heads: int) -> None:
+        super().__init__()
+        if inner_dim % heads:
+            raise ValueError(f"attention width {inner_dim} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.q_proj = nn.Linear(query_dim, inner_dim)
+        self.k_proj = nn.Linear(context_dim, inner_dim)
+        self.v_proj = nn.Linear(context_dim, inner_dim)
+        self.out_proj = nn.Linear(inner_dim, out_dim)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B Q D_q"],
+        context: Float[Tensor, "B K D_k"],
+        context_mask: Bool[Tensor, "B K"] | None = None,
+        context_code: Float[Tensor, "K D_k"] | None = None,
+    ) -> Float[Tensor, "B Q D_o"]:
+        """Attend.
+
+        Args:
+            queries: [B, Q, D_q].
+            context: [B, K, D_k].
+            context_mask: [B, K] false where the context is padding.
+            context_code: [K, D_k] added to the keys only.
+        """
+        keys = context if context_code is None else context + context_code
+        q, k, v = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.q_proj(queries), self.k_proj(keys), self.v_proj(context))
+        )
+        mask = None if context_mask is None else context_mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Sequential):
+    """Two-layer perceptron with GELU."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
+
+    @property
+    def out_proj(self) -> nn.Module:
+        """The layer that writes into the residual stream."""
+        return self[2]

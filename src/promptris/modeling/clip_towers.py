@@ -1,0 +1,103 @@
+"""CLIP's two towers, opened up layer by layer. The only file that knows transformers' CLIP from inside."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from promptris.errors import WeightsError
+
+
+class ClipTowers(nn.Module):
+    """A CLIP whose towers advance in `depth` lock steps, with prompts put before the tokens of each step.
+
+    When the towers are not equally deep, the deeper one takes several layers per step; prompts stay in the
+    sequence for all layers of their step and are then thrown away. Without prompts each tower computes
+    exactly what transformers' CLIP computes.
+
+    Args:
+        clip: transformers' model; used as it is, not copied.
+
+    Raises:
+        WeightsError: when neither tower's depth divides the other's.
+    """
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+        image_depth = len(clip.vision_model.encoder.layers)
+        text_depth = len(clip.text_model.encoder.layers)
+        self.depth = min(image_depth, text_depth)
+        if image_depth % self.depth or text_depth % self.depth:
+            raise WeightsError(
+                f"CLIP towers of {image_depth} image and {text_depth} text layers cannot advance in lock step: "
+                "choose a CLIP whose depths are equal or multiples of each other"
+            )
+        self.image_layers_per_step = image_depth // self.depth
+        self.text_layers_per_step = text_depth // self.depth
+
+    @property
+    def image_dim(self) -> int:
+        """D_IC."""
+        return self.clip.config.vision_config.hidden_size
+
+    @property
+    def text_dim(self) -> int:
+        """D_T."""
+        return self.clip.config.text_config.hidden_size
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.clip.config.vision_config.patch_size
+
+    @property
+    def context_length(self) -> int:
+        """Longest expression in tokens, [SOS] and [EOS] included."""
+        return self.clip.config.text_config.max_position_embeddings
+
+    def embed_image(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
+        """[CLS] and patches with interpolated position embedding, after CLIP's first norm (F_IC^0)."""
+        vision = self.clip.vision_model
+        return vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+
+    def embed_text(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D_T"]:
+        """Word and position embeddings (F_T^0)."""
+        return self.clip.text_model.embeddings(input_ids=input_ids)
+
+    def image_step(
+        self, step: int, tokens: Float[Tensor, "B tokens D_IC"], prompts: Float[Tensor, "B n D_IC"]
+    ) -> Float[Tensor, "B tokens D_IC"]:
+        """One lock step of the image tower (Eq. 6); the prompts' own outputs are dropped."""
+        state = torch.cat([prompts, tokens], dim=1)
+        per_step = self.image_layers_per_step
+        for layer in self.clip.vision_model.encoder.layers[step * per_step : (step + 1) * per_step]:
+            state = layer(state, None)
+        return state[:, prompts.shape[1] :]
+
+    def text_step(
+        self, step: int, tokens: Float[Tensor, "B T D_T"], prompts: Float[Tensor, "B n D_T"]
+    ) -> Float[Tensor, "B T D_T"]:
+        """One lock step of the text tower (Eq. 5) under a causal mask in which every word sees every prompt."""
+        state = torch.cat([prompts, tokens], dim=1)
+        mask = causal_mask(state.shape[1], state)
+        per_step = self.text_layers_per_step
+        for layer in self.clip.text_model.encoder.layers[step * per_step : (step + 1) * per_step]:
+            state = layer(state, mask)
+        return state[:, prompts.shape[1] :]
+
+    def finish_image(self, tokens: Float[Tensor, "B tokens D_IC"]) -> Float[Tensor, "B tokens D_IC"]:
+        """CLIP's last norm, applied to every token."""
+        return self.clip.vision_model.post_layernorm(tokens)
+
+    def finish_text(self, tokens: Float[Tensor, "B T D_T"]) -> Float[Tensor, "B T D_T"]:
+        """CLIP's last norm."""
+        return self.clip.text_model.final_layer_norm(tokens)
+
+
+def causal_mask(length: int, like: Tensor) -> Float[Tensor, "1 1 length length"]:
+    """Additive mask: 0 where a position may be seen, the dtype's lowest number elsewhere."""
+    lowest = torch.finfo(like.dtype).min
+    return torch.full((length, length), lowest, dtype=like.dtype, device=like.device).triu(1)[None, None]

@@ -1,0 +1,180 @@
+"""The whole model: frozen CLIP and SAM, bridged by learned prompts (Fig. 2 of the paper)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from promptris.config import PROMPT_NAMES, PromptName, PromptRISConfig, check_prompt_names
+from promptris.modeling.clip_towers import ClipTowers
+from promptris.modeling.cross_modal_decoder import CrossModalDecoder
+from promptris.modeling.cross_modal_prompting import CrossModalPrompting
+from promptris.modeling.sam_adapter import SamAdapter
+from promptris.modeling.sam_prompts import Clicks, TextPrompter, point_position, sparse_prompts
+from promptris.ops.masks import resize_logits
+from promptris.processing import Processor
+from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, PromptRISOutput
+
+
+class PromptRIS(nn.Module):
+    """Prompt-RIS: image + expression -> mask of the referent.
+
+    Parts are built outside (`promptris.modeling.build`) and handed in. The towers are frozen and always in
+    evaluation mode; everything else is trainable. Outputs never depend on `self.training`.
+
+    Args:
+        clip: CLIP's towers.
+        sam: SAM.
+        prompting: cross-modal prompting.
+        decoder: cross-modal decoder.
+        text_prompter: text prompts for SAM.
+        config: the configuration the parts were built from; read for the enabled prompts and the Gumbel
+            temperature, and saved with the weights.
+        tokenizer: transformers' CLIPTokenizer that goes with `clip`; kept with the model, used by `processor`.
+
+    Attributes:
+        sources: where each tower's weights come from ("source", "format", "sha256"), when that is known.
+    """
+
+    def __init__(
+        self,
+        clip: ClipTowers,
+        sam: SamAdapter,
+        prompting: CrossModalPrompting,
+        decoder: CrossModalDecoder,
+        text_prompter: TextPrompter,
+        config: PromptRISConfig,
+        tokenizer: CLIPTokenizer,
+    ) -> None:
+        super().__init__()
+        self.clip, self.sam = clip, sam
+        self.prompting, self.decoder, self.text_prompter = prompting, decoder, text_prompter
+        self.config = config
+        self.tokenizer = tokenizer
+        self.sources: dict[str, dict[str, str]] = {}
+        for tower in self.frozen_towers():
+            tower.requires_grad_(False)
+        self.train(False)
+
+    def frozen_towers(self) -> tuple[nn.Module, nn.Module]:
+        """CLIP and SAM."""
+        return self.clip, self.sam
+
+    def train(self, mode: bool = True) -> PromptRIS:
+        """Training mode for the learned parts; the towers stay in evaluation mode."""
+        super().train(mode)
+        for tower in self.frozen_towers():
+            tower.eval()
+        return self
+
+    def processor(self) -> Processor:
+        """Prepares images and expressions for this model."""
+        longest = self.clip.context_length
+        if self.config.max_words:
+            longest = min(longest, self.config.max_words)
+        return Processor(self.tokenizer, self.config.clip_image_size, self.sam.image_size, longest)
+
+    def save_pretrained(self, folder: str | Path, full: bool = False, dtype: torch.dtype | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and the tokenizer; see `promptris.modeling.pretrained`."""
+        from promptris.modeling.pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder), full, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, clip: str | Path | None = None, sam: str | Path | None = None
+    ) -> PromptRIS:
+        """Read what `save_pretrained` wrote, from a folder or a hub id; see `promptris.modeling.pretrained`."""
+        from promptris.modeling.pretrained import from_pretrained
+
+        return from_pretrained(name, clip, sam)
+
+    def encode_image(self, images: ImageBatch) -> ImageFeatures:
+        """Everything that is computed once per image, however many expressions there are."""
+        with torch.no_grad():
+            return ImageFeatures(
+                clip_tokens=self.clip.embed_image(images.clip_pixels),
+                sam_embeddings=None if images.sam_pixels is None else self.sam.encode_image(images.sam_pixels),
+            )
+
+    def forward(
+        self,
+        features: ImageFeatures,
+        expressions: ExpressionBatch,
+        prompts: tuple[PromptName, ...] | Bool[Tensor, "B 3"] | None = None,
+        sample_point: bool = False,
+        clicks: Clicks | None = None,
+    ) -> PromptRISOutput:
+        """Predict masks for B expressions (Eq. 1 to 6).
+
+        Args:
+            features: from `encode_image`; without SAM's embeddings only the coarse mask is predicted.
+            expressions: B expressions, each pointing at one of the features' images.
+            prompts: SAM prompts to use: names, or a [B, 3] mask (mask, point, text) that lets every sample
+                have its own, as prompt dropout does; None means those enabled in the configuration.
+            sample_point: draw the point by straight-through Gumbel-Softmax (training) instead of taking the
+                highest response.
+            clicks: a person's corrections.
+        """
+        patch_tokens, words = self.encode_expressions(features.clip_tokens, expressions)
+        grid = (self.coarse_grid, self.coarse_grid)
+        coarse = self.decoder(patch_tokens, words, expressions.word_mask, grid)
+        coarse_hr = resize_logits(coarse, (self.sam.mask_size, self.sam.mask_size))
+        output = PromptRISOutput(coarse, coarse_hr, expressions.image_index)
+        if features.sam_embeddings is None:
+            return output
+        keep = self._keep_mask(prompts, expressions)
+        image = features.sam_embeddings[expressions.image_index]
+        position, output.point_index = point_position(
+            self.sam, coarse_hr, sample_point, self.config.sam_prompts.gumbel_temperature
+        )
+        text = self.text_prompter(words, expressions.word_mask, image, self.sam.image_code())
+        sparse, present = sparse_prompts(self.sam, position, text, expressions.word_mask, keep, clicks)
+        dense = torch.where(keep[:, 0, None, None, None], self.sam.embed_mask(coarse_hr), self.sam.no_mask())
+        output.mask_logits, output.predicted_iou = self.sam.decode(image, dense, sparse, present)
+        return output
+
+    def encode_expressions(
+        self, clip_tokens: Float[Tensor, "I tokens D_IC"], expressions: ExpressionBatch
+    ) -> tuple[Float[Tensor, "B N_C D_IC"], Float[Tensor, "B T D_T"]]:
+        """Both towers in lock step with cross-modal prompting (Eq. 5 and 6).
+
+        Both directions read the state before the step. The image tower runs once per image until the words
+        first prompt it.
+
+        Returns:
+            patch tokens F_IC, [CLS] left out, and words F_T, both after CLIP's last norms.
+        """
+        index = expressions.image_index
+        image, words = clip_tokens, self.clip.embed_text(expressions.input_ids)
+        shared = True
+        for step in range(self.clip.depth):
+            patches = image[:, 1:][index] if shared else image[:, 1:]
+            to_text = self.prompting.text_prompts(step, patches)
+            to_image = self.prompting.image_prompts(step, words, expressions.word_mask)
+            if shared and to_image.shape[1]:
+                image, shared = image[index], False
+            if shared:
+                to_image = to_image.new_zeros(len(image), *to_image.shape[1:])
+            image = self.clip.image_step(step, image, to_image)
+            words = self.clip.text_step(step, words, to_text)
+        image = self.clip.finish_image(image[:, 1:])
+        return image[index] if shared else image, self.clip.finish_text(words)
+
+    @property
+    def coarse_grid(self) -> int:
+        """H_C = W_C."""
+        return self.config.clip_image_size // self.clip.patch_size
+
+    def _keep_mask(
+        self, prompts: tuple[PromptName, ...] | Tensor | None, expressions: ExpressionBatch
+    ) -> Bool[Tensor, "B 3"]:
+        if isinstance(prompts, Tensor):
+            return prompts
+        names = self.config.sam_prompts.enabled if prompts is None else check_prompt_names(prompts)
+        row = torch.tensor([name in names for name in PROMPT_NAMES], device=expressions.input_ids.device)
+        return row.expand(len(expressions.input_ids), -1)

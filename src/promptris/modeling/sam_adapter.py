@@ -1,0 +1,188 @@
+"""SAM with prompts of our own making. The only file that knows transformers' SAM from inside.
+
+Coordinates given to this file are fractions of the image in [0, 1], the frame of SAM's position embedding: a
+click at pixel (x, y) of SAM's own prompt encoder is ((x + 0.5) / size, (y + 0.5) / size) here.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SamModel
+from transformers.models.sam.modeling_sam import SamAttention, SamTwoWayAttentionBlock
+
+BACKGROUND, FOREGROUND = 0, 1
+"""Labels of a click, as SAM numbers them."""
+BOX_CORNERS = (2, 3)
+"""Where SAM keeps the embeddings of a box's corners."""
+
+
+class SamAdapter(nn.Module):
+    """SAM's parts as functions of tensors, gradients flowing through all of them.
+
+    Its mask decoder runs with a mask over the prompt tokens, which transformers' own does not offer: prompts
+    that a sample does not have leave no trace in its result.
+
+    Args:
+        sam: transformers' model; used as it is, not copied.
+    """
+
+    def __init__(self, sam: SamModel) -> None:
+        super().__init__()
+        self.sam = sam
+        self._grid_cache: tuple[tuple[object, ...], Tensor] | None = None
+
+    @property
+    def dim(self) -> int:
+        """D_S."""
+        return self.sam.config.prompt_encoder_config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square image SAM sees, in pixels."""
+        return self.sam.config.vision_config.image_size
+
+    @property
+    def grid_size(self) -> int:
+        """H_S = W_S."""
+        return self.image_size // self.sam.config.vision_config.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of mask prompts and of predicted masks: 4·H_S."""
+        return 4 * self.grid_size
+
+    def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
+        """Image features F_IS; they do not depend on any prompt."""
+        return self.sam.vision_encoder(pixels).last_hidden_state
+
+    def image_code(self) -> Float[Tensor, "1 D_S H_S W_S"]:
+        """Position embedding of the image features' grid."""
+        return self.sam.get_image_wide_positional_embeddings()
+
+    def embed_position(self, points: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n D_S"]:
+        """Position embedding of (x, y) fractions of the image."""
+        return self.sam.prompt_encoder.shared_embedding(points)
+
+    def cell_centres(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n 2"]:
+        """Centres, as (x, y) fractions, of cells of the flattened 4H_S x 4W_S grid."""
+        size = self.mask_size
+        return (torch.stack([index % size, index // size], dim=-1) + 0.5) / size
+
+    def position_grid(self) -> Float[Tensor, "P D_S"]:
+        """E of Eq. 3: position embedding of every cell of the 4H_S x 4W_S grid, row by row.
+
+        Computed when first needed and kept until SAM's position matrix changes or moves.
+        """
+        matrix = self.sam.prompt_encoder.shared_embedding.positional_embedding
+        key = (matrix.data_ptr(), matrix._version, matrix.device, matrix.dtype)
+        if self._grid_cache is None or self._grid_cache[0] != key:
+            with torch.no_grad():
+                index = torch.arange(self.mask_size**2, device=matrix.device)
+                self._grid_cache = (key, self.embed_position(self.cell_centres(index)))
+        return self._grid_cache[1]
+
+    def click_embeddings(
+        self, position: Float[Tensor, "B M D_S"], label: Int[Tensor, "B M"]
+    ) -> Float[Tensor, "B M D_S"]:
+        """Point prompts from position embeddings and labels (1 foreground, 0 background)."""
+        table = torch.cat([self.sam.prompt_encoder.point_embed[i].weight for i in (BACKGROUND, FOREGROUND)])
+        return position + table[label]
+
+    def box_embeddings(self, boxes: Float[Tensor, "B 2 2"]) -> Float[Tensor, "B 2 D_S"]:
+        """Box prompts from their top-left and bottom-right corners, (x, y) fractions of the image."""
+        corners = torch.cat([self.sam.prompt_encoder.point_embed[i].weight for i in BOX_CORNERS])
+        return self.embed_position(boxes) + corners
+
+    def padding_point(self) -> Float[Tensor, "1 D_S"]:
+        """The token SAM appends to points when there is no box."""
+        return self.sam.prompt_encoder.not_a_point_embed.weight
+
+    def embed_mask(self, logits: Float[Tensor, "B H W"]) -> Float[Tensor, "B D_S H_S W_S"]:
+        """Dense prompt from mask logits of side 4·H_S."""
+        return self.sam.prompt_encoder.mask_embed(logits[:, None])
+
+    def no_mask(self) -> Float[Tensor, "1 D_S 1 1"]:
+        """Dense prompt that stands for "no mask given"."""
+        return self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+
+    def decode(
+        self,
+        image_embeddings: Float[Tensor, "B D_S H_S W_S"],
+        dense_prompt: Float[Tensor, "B D_S H_S W_S"],
+        sparse_prompt: Float[Tensor, "B S D_S"],
+        sparse_mask: Bool[Tensor, "B S"],
+    ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, " B"]]:
+        """Masks from prompts (Eq. 4), mask token 0 only, as `multimask_output=False`.
+
+        Args:
+            image_embeddings: F_IS of each expression's image.
+            dense_prompt: P_mask, or the no-mask embedding.
+            sparse_prompt: point, padding point and text tokens.
+            sparse_mask: [B, S] false for tokens that are not there.
+
+        Returns:
+            mask logits [B, 4H_S, 4W_S] and predicted IoU [B].
+        """
+        decoder = self.sam.mask_decoder
+        batch, _, height, width = image_embeddings.shape
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(batch, -1, -1), sparse_prompt], dim=1)
+        present = F.pad(sparse_mask, (len(output_tokens), 0), value=True)
+
+        image = (image_embeddings + dense_prompt).flatten(2).transpose(1, 2)
+        code = self.image_code().flatten(2).transpose(1, 2).expand(batch, -1, -1)
+        queries = tokens
+        for block in decoder.transformer.layers:
+            queries, image = _two_way_block(block, queries, image, tokens, code, present)
+        final = decoder.transformer.final_attn_token_to_image
+        queries = queries + _attend(final, queries + tokens, image + code, image)
+        queries = decoder.transformer.layer_norm_final_attn(queries)
+
+        features = image.transpose(1, 2).unflatten(2, (height, width))
+        features = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(features)))
+        features = decoder.activation(decoder.upscale_conv2(features))
+        weights = decoder.output_hypernetworks_mlps[0](queries[:, 1])
+        mask_logits = torch.einsum("bc,bchw->bhw", weights, features)
+        predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 0]
+        return mask_logits, predicted_iou
+
+
+def _attend(
+    attention: SamAttention, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+) -> Tensor:
+    """SAM's attention [B, Q, D] with padding keys masked out."""
+    heads = attention.num_attention_heads
+    q, k, v = (
+        projection(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for projection, x in (
+            (attention.q_proj, query),
+            (attention.k_proj, key),
+            (attention.v_proj, value),
+        )
+    )
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return attention.out_proj(
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    )
+
+
+def _two_way_block(
+    block: SamTwoWayAttentionBlock, queries: Tensor, image: Tensor, tokens: Tensor, code: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One block of SAM's two-way transformer: tokens to tokens, tokens to image, image to tokens."""
+    if block.skip_first_layer_pe:
+        queries = _attend(block.self_attn, queries, queries, queries, present)
+    else:
+        coded = queries + tokens
+        queries = queries + _attend(block.self_attn, coded, coded, queries, present)
+    queries = block.layer_norm1(queries)
+
+    attended = _attend(block.cross_attn_token_to_image, queries + tokens, image + code, image)
+    queries = block.layer_norm2(queries + attended)
+    queries = block.layer_norm3(queries + block.mlp(queries))
+
+    attended = _attend(block.cross_attn_image_to_token, image + code, queries + tokens, queries, present)
+    return queries, block.layer_norm4(image + attended)

@@ -1,0 +1,1 @@
+"""Operations on masks and points that know nothing of the model."""

@@ -1,0 +1,39 @@
+"""Choosing one position of a response map, with and without gradients (Eq. 3)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def gumbel_one_hot(
+    logits: Float[Tensor, "B P"], temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Float[Tensor, "B P"]:
+    """A one-hot sample from softmax(logits), with the soft sample's gradient (Eq. 3, straight-through).
+
+    Args:
+        logits: [B, P].
+        temperature: of the soft sample whose gradient is used.
+        generator: source of the noise; None uses the global one.
+
+    Returns:
+        [B, P] exactly one-hot in the forward pass; backward it is softmax((logits + noise) / temperature).
+    """
+    exponential = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+    # A draw of exactly 0 would give infinite noise.
+    noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+    soft = ((logits.float() + noise) / temperature).softmax(dim=-1)
+    index = soft.argmax(dim=-1, keepdim=True)
+    hard = torch.zeros_like(soft).scatter_(-1, index, 1.0)
+    return straight_through(hard, soft).to(logits.dtype)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft`."""
+    return hard + (soft - soft.detach())
+
+
+def highest_position(logits: Float[Tensor, "B P"]) -> Int[Tensor, " B"]:
+    """[B] index of the highest logit: the point taken at inference."""
+    return logits.argmax(dim=-1)

@@ -1,0 +1,276 @@
+"""From images and expressions to masks at the images' own size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from promptris.config import PromptName
+from promptris.errors import InputError
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.modeling.sam_prompts import Clicks
+from promptris.ops.masks import mask_bbox, mask_to_polygons, mask_to_rle
+from promptris.processing import ImageLike, Processor, check_expression, load_image
+from promptris.structures import ImageFeatures, PromptRISOutput
+from promptris.visualize import overlay
+
+Click = tuple[float, float, int]
+"""x, y in the image's own pixels, and 1 (part of the referent) or 0 (not part of it)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one expression.
+
+    Attributes:
+        expression: the text.
+        mask: bool [H, W], the image's own size.
+        score: SAM's estimate of the mask's IoU, in [0, 1]; for a model without SAM the mean probability
+            inside the mask.
+        coarse_mask: bool [H, W], CLIP's response alone.
+        point: (x, y) of the point prompt in the image's own pixels.
+    """
+
+    expression: str
+    mask: NDArray[np.bool_]
+    score: float
+    coarse_mask: NDArray[np.bool_]
+    point: tuple[int, int]
+
+    @property
+    def area(self) -> int:
+        """Pixels of the mask."""
+        return int(self.mask.sum())
+
+    @property
+    def bbox(self) -> list[int]:
+        """[x, y, width, height] in pixels; all 0 for an empty mask."""
+        return mask_bbox(self.mask)
+
+    def to_rle(self) -> dict[str, Any]:
+        """COCO run-length encoding, counts as text."""
+        return mask_to_rle(self.mask)
+
+    def to_polygons(self) -> list[list[list[float]]]:
+        """Regions as [outer ring, hole, ...], each ring [x0, y0, x1, y1, ...] in pixels."""
+        return mask_to_polygons(self.mask)
+
+    def overlay(self, image: ImageLike) -> Image.Image:
+        """The image with the mask laid over it and the point marked."""
+        return overlay(load_image(image), self.mask, point=self.point)
+
+
+class Predictor:
+    """Answers expressions about images.
+
+    Args:
+        model: the model, on the device to use.
+        threshold: a pixel belongs to the mask when its probability is above this.
+        expressions_per_pass: how many expressions run through the model at once.
+    """
+
+    def __init__(self, model: PromptRIS, threshold: float = 0.5, expressions_per_pass: int = 16) -> None:
+        if not 0 < threshold < 1:
+            raise InputError(f"the threshold must lie between 0 and 1, not at {threshold}")
+        self.model = model.eval()
+        self.processor: Processor = model.processor()
+        self.threshold, self.expressions_per_pass = threshold, expressions_per_pass
+        self.device = next(model.parameters()).device
+
+    def set_image(self, image: ImageLike) -> ImagePredictor:
+        """Encode an image once, to answer any number of expressions about it.
+
+        Args:
+            image: path, PIL image, bytes or H x W x 3 uint8 RGB array.
+
+        Raises:
+            InputError: when it cannot be read.
+        """
+        pixels = load_image(image)
+        return ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
+
+    def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
+        """Features of several images."""
+        with torch.inference_mode():
+            return self.model.encode_image(self.processor.images(images).to(self.device))
+
+    def answer(
+        self,
+        features: ImageFeatures,
+        sizes: Sequence[tuple[int, int]],
+        expressions: Sequence[str],
+        image_index: Sequence[int],
+        prompts: tuple[PromptName, ...] | None = None,
+        clicks: Sequence[Click] = (),
+    ) -> list[Prediction]:
+        """Predictions for expressions about already encoded images, in the given order.
+
+        Args:
+            features: from `encode`.
+            sizes: (height, width) of each image.
+            expressions: the texts.
+            image_index: the image each is about.
+            prompts: SAM prompts to use; None means the model's own.
+            clicks: corrections, in the pixels of the one image they belong to.
+        """
+        predictions: list[Prediction] = []
+        for start in range(0, len(expressions), self.expressions_per_pass):
+            part = slice(start, start + self.expressions_per_pass)
+            texts, index = expressions[part], image_index[part]
+            with torch.inference_mode():
+                output = self.model(
+                    features,
+                    self.processor.expressions(texts, index).to(self.device),
+                    prompts=prompts,
+                    clicks=self._clicks(clicks, sizes[index[0]], len(texts)),
+                )
+                predictions += [
+                    self._prediction(text, output, row, sizes[image])
+                    for row, (text, image) in enumerate(zip(texts, index, strict=True))
+                ]
+        return predictions
+
+    def _prediction(
+        self, expression: str, output: PromptRISOutput, row: int, size: tuple[int, int]
+    ) -> Prediction:
+        coarse = self.processor.restore(output.coarse_logits_hr[row : row + 1], size)[0].float().sigmoid()
+        if output.mask_logits is None or output.predicted_iou is None or output.point_index is None:
+            probability = coarse
+            index = int(output.coarse_logits_hr[row].argmax())
+        else:
+            probability = self.processor.restore(output.mask_logits[row : row + 1], size)[0].float().sigmoid()
+            index = int(output.point_index[row])
+        mask = probability > self.threshold
+        if output.predicted_iou is not None:
+            score = float(output.predicted_iou[row].float().clamp(0, 1))
+        else:
+            score = float(probability[mask].mean()) if mask.any() else 0.0
+        x, y = self.model.sam.cell_centres(torch.tensor(index)).tolist()
+        return Prediction(
+            expression=expression,
+            mask=mask.cpu().numpy(),
+            score=score,
+            coarse_mask=(coarse > self.threshold).cpu().numpy(),
+            point=(int(x * size[1]), int(y * size[0])),
+        )
+
+    def _clicks(self, clicks: Sequence[Click], size: tuple[int, int], rows: int) -> Clicks | None:
+        if not clicks:
+            return None
+        height, width = size
+        for x, y, label in clicks:
+            if not (0 <= x < width and 0 <= y < height) or label not in (0, 1):
+                raise InputError(
+                    f"the click {x:g},{y:g},{label} is not X,Y inside the {width} x {height} image with a label "
+                    "of 1 (part of the referent) or 0"
+                )
+        # SAM's clicks mean pixel centres.
+        points = torch.tensor([((x + 0.5) / width, (y + 0.5) / height) for x, y, _ in clicks])
+        labels = torch.tensor([label for _, _, label in clicks])
+        return Clicks(
+            points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device)
+        )
+
+
+class ImagePredictor:
+    """One encoded image; made by `Predictor.set_image`.
+
+    Args:
+        predictor: what it was made by.
+        features: of this image.
+        size: its (height, width).
+    """
+
+    def __init__(self, predictor: Predictor, features: ImageFeatures, size: tuple[int, int]) -> None:
+        self.predictor, self.features, self.size = predictor, features, size
+
+    @overload
+    def predict(
+        self,
+        expression: str,
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        expression: Sequence[str],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        expression: str | Sequence[str],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> Prediction | list[Prediction]:
+        """The mask of what the expression means; for a list of expressions, a list in the same order.
+
+        Args:
+            expression: one text or several.
+            prompts: SAM prompts to use ("mask", "point", "text"); None means the model's own.
+            points: clicks that correct the answer, (x, y, label) in the image's own pixels.
+
+        Raises:
+            InputError: for an empty expression or a click outside the image.
+        """
+        texts = [expression] if isinstance(expression, str) else list(expression)
+        for text in texts:
+            check_expression(text)
+        answers = self.predictor.answer(
+            self.features, [self.size], texts, [0] * len(texts), prompts, points
+        )
+        return answers[0] if isinstance(expression, str) else answers
+
+
+BUILT_IN_MODELS = ("tiny",)
+"""Models that come with the package."""
+
+
+def load(name: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Predictor:
+    """A predictor by built-in name, model folder or hub id.
+
+    Args:
+        name: "tiny" (knows RefShapes scenes only), a folder written by `save_pretrained`, or a hub id.
+        device: "auto" (cuda, mps or cpu, whichever is there first), or a torch device.
+        dtype: "auto" (float32), "float32", "bfloat16" or "float16".
+
+    Raises:
+        InputError: when there is no such model, device or dtype.
+    """
+    folder = Path(__file__).parent / "assets" / str(name) if str(name) in BUILT_IN_MODELS else name
+    return Predictor(place(PromptRIS.from_pretrained(folder), device, dtype))
+
+
+def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> PromptRIS:
+    """The model on a device, in a floating-point type; the arguments are those of `load`."""
+    types = {"auto": torch.float32, **{n: getattr(torch, n) for n in ("float32", "bfloat16", "float16")}}
+    if dtype not in types:
+        raise InputError(f"there is no dtype {dtype!r}: choose from {', '.join(types)}")
+    return model.to(device=pick_device(device), dtype=types[dtype])
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" takes the fastest kind that is there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device

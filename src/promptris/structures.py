@@ -1,0 +1,124 @@
+"""The tensors that travel between data, model and losses, each described once.
+
+Axis letters: I images, B expressions (folded over images), T tokens of the longest expression with [SOS] and
+[EOS], H_C x W_C CLIP's patch grid, H_S x W_S SAM's patch grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tensors = TypeVar("Tensors", bound="_TensorFields")
+
+
+@dataclass
+class _TensorFields:
+    """Moves every tensor field at once."""
+
+    def to(self: Tensors, device: torch.device | str, non_blocking: bool = False) -> Tensors:
+        """A copy whose tensors live on `device`; other fields are kept."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), (Tensor, _TensorFields))
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass
+class ExpressionBatch(_TensorFields):
+    """Tokenised expressions and the image each belongs to.
+
+    Attributes:
+        input_ids: [B, T] token ids, padded on the right.
+        word_mask: [B, T] true for [SOS], words and [EOS].
+        image_index: [B] which of the I images each expression is about.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    word_mask: Bool[Tensor, "B T"]
+    image_index: Int[Tensor, " B"]
+
+
+@dataclass
+class ImageBatch(_TensorFields):
+    """Images prepared for both towers.
+
+    Attributes:
+        clip_pixels: [I, 3, h, w] normalised for CLIP.
+        sam_pixels: [I, 3, s, s] normalised for SAM; None when SAM is not run.
+    """
+
+    clip_pixels: Float[Tensor, "I 3 h w"]
+    sam_pixels: Float[Tensor, "I 3 s s"] | None = None
+
+
+@dataclass
+class ImageFeatures(_TensorFields):
+    """What does not depend on the expression and is computed once per image.
+
+    Attributes:
+        clip_tokens: [I, 1+N_C, D_IC] CLIP's embedded patches, [CLS] first (F_IC^0).
+        sam_embeddings: [I, D_S, H_S, W_S] SAM's image features F_IS; None in coarse-only mode.
+    """
+
+    clip_tokens: Float[Tensor, "I tokens D_IC"]
+    sam_embeddings: Float[Tensor, "I D_S H_S W_S"] | None = None
+
+
+@dataclass
+class PromptRISOutput(_TensorFields):
+    """What the model predicts for B expressions.
+
+    Attributes:
+        coarse_logits: [B, H_C, W_C] response map S'_C (Eq. 2).
+        coarse_logits_hr: [B, 4H_S, 4W_S] S_C, the same upsampled to SAM's mask-prompt size.
+        image_index: [B] as given.
+        mask_logits: [B, 4H_S, 4W_S] final mask S' (Eq. 4); None in coarse-only mode.
+        predicted_iou: [B] SAM's own estimate of the IoU; None in coarse-only mode.
+        point_index: [B] position of the point prompt in the flattened 4H_S x 4W_S grid; None likewise.
+    """
+
+    coarse_logits: Float[Tensor, "B H_C W_C"]
+    coarse_logits_hr: Float[Tensor, "B H W"]
+    image_index: Int[Tensor, " B"]
+    mask_logits: Float[Tensor, "B H W"] | None = None
+    predicted_iou: Float[Tensor, " B"] | None = None
+    point_index: Int[Tensor, " B"] | None = None
+
+
+@dataclass
+class SegmentationTargets(_TensorFields):
+    """Ground truth of B expressions at the resolution of `mask_logits`.
+
+    Attributes:
+        masks: [B, 4H_S, 4W_S] share of each cell that the referent covers, in [0, 1].
+        instance_id: [B] annotation id. Two expressions of one image mean the same instance exactly when these
+            are equal.
+    """
+
+    masks: Float[Tensor, "B H W"]
+    instance_id: Int[Tensor, " B"]
+
+
+@dataclass
+class TrainingBatch(_TensorFields):
+    """One step's worth of data.
+
+    Attributes:
+        images: I images.
+        expressions: B = I·b expressions.
+        truth: their ground truth.
+        image_ids: the data set's id of each image, to name it in errors.
+    """
+
+    images: ImageBatch
+    expressions: ExpressionBatch
+    truth: SegmentationTargets
+    image_ids: tuple[int, ...] = ()

@@ -1,0 +1,100 @@
+"""What happens around training steps: the metrics file and the lines a person reads."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from promptris.training.steps import seed_step
+
+
+class SeedSteps(L.Callback):
+    """Makes everything random in a step a function of the seed and the step's number."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        seed_step(self.seed, trainer.global_step, trainer.global_rank)
+
+
+class MetricsFile(L.Callback):
+    """Appends one row per step to `metrics.csv`; a resumed run drops the rows it is about to repeat.
+
+    Args:
+        path: the file.
+        terms: names of the loss terms; columns are step, stage, loss, lr, the terms and seconds per step.
+    """
+
+    def __init__(self, path: Path, terms: tuple[str, ...]) -> None:
+        self.path = path
+        self.columns = ("step", "stage", "loss", "lr", *terms, "seconds")
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        kept: list[dict[str, str]] = []
+        if self.path.exists() and trainer.global_step > 0:
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        row: dict[str, Any] = {name: f"{value.item():.6g}" for name, value in outputs.items()}
+        row |= {
+            "step": trainer.global_step,
+            "stage": getattr(module, "stage_number", 0),
+            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "seconds": f"{time.perf_counter() - self._started:.4f}",
+        }
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+
+
+class ProgressLines(L.Callback):
+    """One line every few seconds: step, losses, learning rate, time left.
+
+    Args:
+        name: what is being trained.
+        total: number of steps.
+        every: seconds between lines.
+    """
+
+    def __init__(self, name: str, total: int, every: float = 10.0) -> None:
+        self.name, self.total, self.every = name, total, every
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._start_step = trainer.global_step
+        self._start = self._last = time.perf_counter()
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._count += 1
+        for name, value in outputs.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+        now, step = time.perf_counter(), trainer.global_step
+        if now - self._last < self.every and step < self.total:
+            return
+        means = "  ".join(f"{name} {value / self._count:.3f}" for name, value in self._sums.items())
+        left = (now - self._start) / max(step - self._start_step, 1) * (self.total - step)
+        if trainer.is_global_zero:
+            print(f"{self.name} {step}/{self.total}  {means}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        self._last, self._sums, self._count = now, {}, 0

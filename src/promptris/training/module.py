@@ -1,0 +1,83 @@
+"""One training step of Prompt-RIS, and its optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from promptris.losses import PromptRISCriterion
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.structures import TrainingBatch
+from promptris.training.config import TrainConfig
+from promptris.training.schedule import Schedule
+
+
+class PromptRISTraining(L.LightningModule):
+    """Trains the learned parts of a model; the towers stay as they are.
+
+    Args:
+        model: the model.
+        config: optimisation.
+        schedule: stages and learning rates.
+    """
+
+    loss_terms = ("coarse_bce", "coarse_dice", "coarse_icl", "final_bce", "final_dice", "final_icl")
+
+    def __init__(self, model: PromptRIS, config: TrainConfig, schedule: Schedule) -> None:
+        super().__init__()
+        self.model, self.config, self.schedule = model, config, schedule
+        self.criterion = PromptRISCriterion(icl_weight=config.icl_weight)
+
+    @property
+    def stage_number(self) -> int:
+        """Index of the current stage."""
+        return self.schedule.stage_number(self.global_step)
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Losses of one step, by name."""
+        features = self.model.encode_image(batch.images)
+        keep = None
+        if features.sam_embeddings is not None:
+            keep = kept_prompts(len(batch.expressions.input_ids), self.config.prompt_dropout, self.device)
+        output = self.model(features, batch.expressions, prompts=keep, sample_point=True)
+        return self.criterion(output, batch.truth, icl_scale=self.icl_scale())
+
+    def icl_scale(self) -> float:
+        """How far instance contrastive learning has been ramped in, 0 to 1."""
+        ramp = self.config.icl_ramp * self.schedule.total
+        return min(1.0, (self.global_step + 1) / ramp) if ramp else 1.0
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the trainable parameters only, decay on matrices."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1.0)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.learning_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Our batches know how to move."""
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable parameters only; the towers are named by the recipe."""
+        wanted = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen weights back in, which are in the model already."""
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+def kept_prompts(samples: int, dropout: float, device: torch.device) -> Bool[Tensor, "B 3"]:
+    """[B, 3] which of mask, point and text prompt each sample keeps; never none of them."""
+    keep = torch.rand(samples, 3, device=device) >= dropout
+    spare = torch.nn.functional.one_hot(torch.randint(3, (samples,), device=device), 3).bool()
+    return torch.where(keep.any(dim=1, keepdim=True), keep, spare)

@@ -1,0 +1,161 @@
+"""Pretraining of the small towers on RefShapes: what both have in common."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from promptris.training.callbacks import MetricsFile, ProgressLines, SeedSteps
+from promptris.training.checkpoints import StepCheckpoint
+from promptris.training.steps import step_loader
+
+PRETRAINING_SEED = 1_000_003
+"""World seed of pretraining scenes, far from the seeds people give to data sets."""
+HELD_OUT_SEED = 2_000_003
+"""World seed of the scenes on which the gates are measured."""
+
+
+@dataclass
+class PretrainingConfig:
+    """Optimisation of one tower.
+
+    Attributes:
+        steps: optimiser steps.
+        scenes: scenes per step.
+        lr: highest learning rate.
+        final_lr: learning rate at the end of the cosine.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW.
+        gate_scenes: held-out scenes on which the result is measured.
+    """
+
+    steps: int = 1500
+    scenes: int = 24
+    lr: float = 1.5e-3
+    final_lr: float = 2e-5
+    warmup: int = 100
+    weight_decay: float = 0.02
+    gate_scenes: int = 200
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine from `lr` to `final_lr`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class TowerPretraining(L.LightningModule):
+    """AdamW with warm-up and cosine; subclasses give the loss.
+
+    Args:
+        config: optimisation.
+    """
+
+    loss_terms: tuple[str, ...] = ()
+
+    def __init__(self, config: PretrainingConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named terms, `loss` among them."""
+        raise NotImplementedError
+
+    def gate(self) -> dict[str, float]:
+        """Held-out measurements that say whether the tower is good enough to be frozen."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the tower as a transformers folder."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """One optimiser step's loss."""
+        return self.losses(batch)
+
+    def configure_optimizers(self) -> Any:
+        """Decay on matrices only."""
+        groups = [
+            {"params": [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]},
+            {"params": [p for p in self.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0},
+        ]
+        config = self.config
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.learning_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class SceneBatches(Dataset[Any]):
+    """Item k is the batch of step k, made from scenes that no other step sees."""
+
+    def __init__(self, config: PretrainingConfig) -> None:
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def scene_indices(self, step: int) -> range:
+        """World indices of a step's scenes."""
+        return range(step * self.config.scenes, (step + 1) * self.config.scenes)
+
+
+def pretrain(
+    module: TowerPretraining, batches: SceneBatches, folder: Path, name: str, seed: int, resume: bool
+) -> dict[str, float]:
+    """Train a tower, measure its gate, write it to `folder`; returns the gate's figures.
+
+    The folder appears whole or not at all: it is written under another name and renamed. What is needed to
+    resume lies beside it until then.
+    """
+    config = module.config
+    work = folder.with_name(folder.name + ".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = StepCheckpoint(work / "last.ckpt", every_seconds=60.0)
+    start = checkpoint.saved_step() if resume else 0
+    trainer = L.Trainer(
+        max_steps=config.steps,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        default_root_dir=work,
+        callbacks=[
+            SeedSteps(seed),
+            MetricsFile(work / "metrics.csv", module.loss_terms),
+            ProgressLines(name, config.steps),
+            checkpoint,
+        ],
+    )
+    started = time.perf_counter()
+    module.train()
+    trainer.fit(
+        module,
+        step_loader(batches, config.steps, start),
+        ckpt_path=str(checkpoint.path) if start else None,
+        weights_only=True,
+    )
+    seconds = time.perf_counter() - started
+    module.eval()
+    with torch.inference_mode():
+        gate = module.gate()
+    module.save(work / "tower")
+    report = {"gate": gate, "seed": seed, "seconds": round(seconds, 1), "config": asdict(config)}
+    (work / "tower" / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    (work / "metrics.csv").replace(work / "tower" / "metrics.csv")
+    (work / "tower").rename(folder)
+    checkpoint.path.unlink(missing_ok=True)
+    work.rmdir()
+    return gate

@@ -1,0 +1,149 @@
+"""A training run from recipe to model folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from promptris.data.batches import ReferBatches
+from promptris.data.refer import ReferDataset, read_refer
+from promptris.errors import InputError
+from promptris.evaluation.protocol import Evaluation, evaluate
+from promptris.modeling.build import build_from_sources
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.predictor import Predictor
+from promptris.training.callbacks import MetricsFile, ProgressLines, SeedSteps
+from promptris.training.checkpoints import StepCheckpoint
+from promptris.training.config import DataConfig, Recipe
+from promptris.training.module import PromptRISTraining
+from promptris.training.recipes import dump_recipe
+from promptris.training.schedule import Schedule
+from promptris.training.steps import step_loader
+from promptris.training.towers import prepare_towers
+
+RECIPE_FILE, METRICS_FILE, RESULT_FILE = "recipe.yaml", "metrics.csv", "result.json"
+
+
+def run_recipe(recipe: Recipe, out: Path, resume: bool = False, device: str = "auto") -> Evaluation:
+    """Do everything a recipe asks for and evaluate the result on its validation split.
+
+    `out` gets recipe.yaml, metrics.csv, last.ckpt, model/ (as `save_pretrained`), result.json, and what had to
+    be made first: data/ and towers/.
+
+    Args:
+        recipe: what to do.
+        out: folder of the run; new or empty, unless resuming.
+        resume: go on with the interrupted run in `out`.
+        device: Lightning accelerator, "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        InputError: when `out` holds another run, or data or weights cannot be read.
+    """
+    started = time.perf_counter()
+    _claim(recipe, out, resume)
+    dataset = prepare_data(recipe.data, out / "data")
+    clip, sam = prepare_towers(recipe.towers, out / "towers", recipe.seed, resume)
+    model = build_from_sources(clip, sam, recipe.model, recipe.seed)
+    tune(recipe, model, dataset, out, resume, device)
+    model.save_pretrained(out / "model", full=recipe.save_full)
+    result = evaluate(Predictor(model.eval()), dataset, recipe.data.val_split, folder=out / "evaluation")
+    report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
+    (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    return result
+
+
+def tune(
+    recipe: Recipe, model: PromptRIS, dataset: ReferDataset, out: Path, resume: bool, device: str
+) -> None:
+    """Train the learned parts of a model, stage by stage."""
+    config = recipe.train
+    batches = ReferBatches(
+        dataset,
+        recipe.data.train_split,
+        model.processor(),
+        model.sam.mask_size,
+        config.images_per_step,
+        config.expressions_per_image,
+        config.word_deletion,
+        recipe.seed,
+        needs_sam=lambda step: schedule.needs_sam(step),
+    )
+    schedule = Schedule.from_epochs(
+        config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power
+    )
+    checkpoint = StepCheckpoint(out / "last.ckpt", config.checkpoint_seconds)
+    start = checkpoint.saved_step() if resume else 0
+    module = PromptRISTraining(model, config, schedule)
+    trainer = L.Trainer(
+        max_steps=schedule.total,
+        accelerator="gpu" if device == "cuda" else device,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=config.gradient_clip or None,
+        default_root_dir=out,
+        callbacks=[
+            SeedSteps(recipe.seed),
+            MetricsFile(out / METRICS_FILE, PromptRISTraining.loss_terms),
+            ProgressLines("prompts", schedule.total),
+            checkpoint,
+        ],
+    )
+    model.train()
+    loader = step_loader(batches, schedule.total, start, config.workers)
+    if start < schedule.total:
+        trainer.fit(module, loader, ckpt_path=str(checkpoint.path) if start else None, weights_only=True)
+    else:
+        load_tuned(model, checkpoint.path)
+
+
+def load_tuned(model: PromptRIS, checkpoint: Path) -> None:
+    """Put the tuned parameters of a finished run's checkpoint into a model."""
+    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    tuned = {name.removeprefix("model."): value for name, value in state.items()}
+    model.load_state_dict(tuned, strict=False)
+
+
+def prepare_data(config: DataConfig, folder: Path) -> ReferDataset:
+    """The data set of a run; RefShapes is generated below `folder` unless it is there already."""
+    if config.root is not None:
+        return read_refer(config.root, config.name, config.split_by)
+    if config.name != "refshapes":
+        raise InputError(f"the recipe trains on {config.name}: tell where it is with --data.root FOLDER")
+    from promptris.data.refshapes import WorldOptions
+    from promptris.data.refshapes.writer import write_refshapes
+
+    wanted = config.generate
+    if not folder.is_dir():
+        options = WorldOptions(size=wanted.size, level=wanted.level)
+        write_refshapes(folder, {"train": wanted.train, "val": wanted.val}, wanted.seed, options)
+    return read_refer(folder, config.name)
+
+
+def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Make the run's folder; a run is only resumed under the recipe it was started with."""
+    text = dump_recipe(recipe)
+    path = out / RECIPE_FILE
+    if resume:
+        if not path.exists():
+            raise InputError(f"there is no run to resume in {out}: it has no {RECIPE_FILE}")
+        if path.read_text() != text:
+            raise InputError(
+                f"{out} was started with another recipe or other options: give the same ones to resume it, "
+                "or another --out folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty: give another --out folder, or --resume to go on with its run")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error

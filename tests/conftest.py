@@ -1,0 +1,130 @@
+"""Small random towers and models, built once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked here, and only here.
+install_import_hook(["promptris.modeling", "promptris.ops.points", "promptris.structures"], "beartype.beartype")
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A whole model at RefShapes size with random weights; do not change it."""
+    from promptris.modeling.build import build_random
+
+    return build_random("refshapes", seed=0)
+
+
+@torch.no_grad()
+def stir(module: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
+    """Noise on every parameter, so that no bias is 0, no gain is 1 and no embedding is silent."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in {id(p): p for p in module.parameters()}.values():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_clip():
+    """Makes small CLIPs: every size can be chosen, every weight is random."""
+    from transformers import CLIPConfig, CLIPModel
+
+    def make(
+        image_depth=2, text_depth=2, patch=8, image_size=32, image_dim=32, text_dim=24, projection=16, seed=0
+    ):
+        joint = {"projection_dim": projection}
+        vision = {
+            "hidden_size": image_dim,
+            "intermediate_size": 2 * image_dim,
+            "num_hidden_layers": image_depth,
+            "num_attention_heads": 4,
+            "image_size": image_size,
+            "patch_size": patch,
+        }
+        text = {
+            "hidden_size": text_dim,
+            "intermediate_size": 2 * text_dim,
+            "num_hidden_layers": text_depth,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 24,
+            "vocab_size": 600,
+            "eos_token_id": 599,
+        }
+        torch.manual_seed(seed)
+        clip = CLIPModel(CLIPConfig(text_config=text | joint, vision_config=vision | joint, **joint))
+        return stir(clip, seed).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_sam():
+    """Makes small SAMs (8 x 8 grid, 32 x 32 masks), with or without relative positions."""
+    from transformers import SamConfig, SamModel
+
+    def make(use_rel_pos=False, seed=0):
+        torch.manual_seed(seed)
+        config = SamConfig(
+            vision_config={
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 8,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "use_rel_pos": use_rel_pos,
+                "output_channels": 32,
+                "num_pos_feats": 16,
+                "initializer_range": 0.02,
+            },
+            prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 8},
+            mask_decoder_config={
+                "hidden_size": 32,
+                "mlp_dim": 64,
+                "num_attention_heads": 4,
+                "iou_head_hidden_dim": 32,
+            },
+        )
+        return stir(SamModel(config), seed, 0.2).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_clip, make_sam):
+    """Makes whole small models; keyword arguments replace parts of the configuration."""
+    from promptris.config import DecoderConfig, PromptingConfig, PromptRISConfig, SamPromptConfig
+    from promptris.modeling.build import build_model
+    from promptris.modeling.tokenizer import byte_tokenizer
+
+    def make(clip=None, sam=None, seed=0, *, prompting=None, decoder=None, sam_prompts=None, **top):
+        config = PromptRISConfig(
+            **{"clip_image_size": 48, **top},
+            prompting=PromptingConfig(**{"num_prompts": 3, "heads": 4, **(prompting or {})}),
+            decoder=DecoderConfig(**{"dim": 16, "heads": 4, **(decoder or {})}),
+            sam_prompts=SamPromptConfig(**{"text_heads": 4, **(sam_prompts or {})}),
+        )
+        clip = make_clip(seed=seed) if clip is None else clip
+        sam = make_sam(seed=seed) if sam is None else sam
+        tokenizer = byte_tokenizer(
+            clip.config.text_config.vocab_size, clip.config.text_config.max_position_embeddings
+        )
+        model = build_model(clip, sam, config, tokenizer, seed)
+        for part in (model.prompting, model.decoder, model.text_prompter):
+            stir(part, seed + 1, 0.05)
+        return model
+
+    return make

@@ -1,0 +1,304 @@
+"""The REFER reader and its restricted unpickler, on small data sets made by hand."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from promptris.data import ReferDataset, read_refer
+from promptris.data.restricted_pickle import load_plain_pickle
+from promptris.errors import InputError
+
+
+def sentence(sent_id, text, raw=None):
+    return {"tokens": text.split(), "raw": raw or text, "sent": text, "sent_id": sent_id}
+
+
+def ref(ref_id, ann_id, image_id, split, *sentences):
+    return {
+        "ref_id": ref_id,
+        "ann_id": ann_id,
+        "image_id": image_id,
+        "category_id": 3,
+        "split": split,
+        "file_name": f"COCO_train2014_{image_id:012d}_{ann_id}.jpg",
+        "sent_ids": [s["sent_id"] for s in sentences],
+        "sentences": list(sentences),
+    }
+
+
+REFS = [
+    ref(1, 10, 7, "train", sentence(100, "the left one"), sentence(101, "", raw="Left ONE!")),
+    ref(2, 11, 7, "train", sentence(102, "right one")),
+    ref(3, 12, 8, "testA", sentence(103, "only one")),
+]
+INSTANCES = {
+    "images": [
+        {"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "height": 20, "width": 30},
+        {"id": 8, "file_name": "COCO_train2014_000000000008.jpg", "height": 4, "width": 3},
+    ],
+    "annotations": [
+        # Two rectangles, 10 x 5 and 5 x 10, with a 5 x 5 square in common: the union has 75 pixels.
+        {
+            "id": 10,
+            "image_id": 7,
+            "category_id": 3,
+            "segmentation": [[0, 0, 10, 0, 10, 5, 0, 5], [5, 0, 10, 0, 10, 10, 5, 10]],
+        },
+        {"id": 11, "image_id": 7, "category_id": 3, "segmentation": [[20, 0, 24, 0, 24, 4, 20, 4]]},
+        # Runs go down the columns: 5 off, 2 on, 5 off.
+        {"id": 12, "image_id": 8, "category_id": 3, "segmentation": {"size": [4, 3], "counts": [5, 2, 5]}},
+    ],
+    "categories": [{"id": 3, "name": "boat", "supercategory": "vehicle"}],
+}
+
+
+def build(
+    root, refs=None, instances=None, name="refcoco", split_by="unc", images="images/train2014", raw=None
+):
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    content = pickle.dumps(REFS if refs is None else refs, protocol=2) if raw is None else raw
+    (folder / f"refs({split_by}).p").write_bytes(content)
+    (folder / "instances.json").write_text(json.dumps(INSTANCES if instances is None else instances))
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for entry in INSTANCES["images"]:
+        Image.new("RGB", (entry["width"], entry["height"])).save(root / images / entry["file_name"])
+    return root
+
+
+def test_reads_splits_texts_and_categories(tmp_path):
+    dataset = read_refer(build(tmp_path), "refcoco")
+    assert isinstance(dataset, ReferDataset)
+    assert (dataset.name, dataset.split_by, dataset.root) == ("refcoco", "unc", tmp_path)
+    assert {split: [r.ref_id for r in rs] for split, rs in dataset.splits.items()} == {
+        "train": [1, 2],
+        "testA": [3],
+    }
+    assert [(r.ann_id, e.sent_id, e.text) for r, e in dataset.samples("train")] == [
+        (10, 100, "the left one"),
+        (10, 101, "Left ONE!"),  # no cleaned text: the raw one stands in
+        (11, 102, "right one"),
+    ]
+    assert dataset.categories == {3: "boat"}
+
+
+@pytest.mark.parametrize(
+    "images", ["images", "images/train2014", "images/mscoco/images/train2014", "train2014"]
+)
+def test_finds_images_in_the_usual_folders(tmp_path, images):
+    dataset = read_refer(build(tmp_path, images=images), "refcoco")
+    record = dataset.images[7]
+    assert record.path == tmp_path / images / "COCO_train2014_000000000007.jpg"
+    assert (record.height, record.width) == (20, 30)
+
+
+def test_mask_is_the_union_of_the_polygons(tmp_path):
+    dataset = read_refer(build(tmp_path), "refcoco")
+    mask = dataset.mask(dataset.splits["train"][0])
+    expected = np.zeros((20, 30), dtype=bool)
+    expected[:5, :10] = True
+    expected[:10, 5:10] = True
+    assert mask.dtype == bool
+    assert np.array_equal(mask, expected)
+
+
+def test_mask_from_run_lengths(tmp_path):
+    dataset = read_refer(build(tmp_path), "refcoco")
+    assert dataset.mask(dataset.splits["testA"][0]).astype(int).tolist() == [
+        [0, 0, 0],
+        [0, 1, 0],
+        [0, 1, 0],
+        [0, 0, 0],
+    ]
+
+
+def test_damaged_segmentation_names_the_annotation(tmp_path):
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["annotations"][0]["segmentation"] = []
+    dataset = read_refer(build(tmp_path, instances=instances), "refcoco")
+    with pytest.raises(InputError, match="annotation 10"):
+        dataset.mask(dataset.splits["train"][0])
+
+
+def test_split_by_defaults_and_choice(tmp_path):
+    build(tmp_path, name="refcocog", split_by="umd")
+    build(tmp_path, name="refcocog", split_by="google", refs=REFS[:1])
+    assert read_refer(tmp_path, "refcocog").split_by == "umd"
+    assert list(read_refer(tmp_path, "refcocog", "google").splits) == ["train"]
+    with pytest.raises(InputError, match="no split_by 'unc'; there is google, umd"):
+        read_refer(tmp_path, "refcocog", "unc")
+
+
+def test_own_folder_with_a_single_refs_file(tmp_path):
+    assert read_refer(build(tmp_path, name="harbour", split_by="mine"), "harbour").split_by == "mine"
+
+
+def test_unknown_split_lists_what_is_there(tmp_path):
+    with pytest.raises(InputError, match=r"refcoco \(unc\) has no split 'val'; it has train, testA"):
+        read_refer(build(tmp_path), "refcoco").samples("val")
+
+
+def test_missing_folders_and_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        read_refer(tmp_path / "nowhere", "refcoco")
+    with pytest.raises(InputError, match="no folder 'refcoco\\+'; known data sets are refcoco,"):
+        read_refer(build(tmp_path), "refcoco+")
+    with pytest.raises(InputError, match="not the name of a folder"):
+        read_refer(tmp_path, "../refcoco")
+    (tmp_path / "refcoco" / "instances.json").unlink()
+    with pytest.raises(InputError, match=r"instances\.json"):
+        read_refer(tmp_path, "refcoco")
+    (tmp_path / "refcoco" / "refs(unc).p").unlink()
+    with pytest.raises(InputError, match=r"no refs\(\.\.\.\)\.p"):
+        read_refer(tmp_path, "refcoco")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": [], "annotations": {}}'])
+def test_broken_instances_are_named(tmp_path, content):
+    build(tmp_path)
+    (tmp_path / "refcoco" / "instances.json").write_text(content)
+    with pytest.raises(InputError, match=r"instances\.json"):
+        read_refer(tmp_path, "refcoco")
+
+
+@pytest.mark.parametrize(
+    ("refs", "message"),
+    [
+        ([ref(5, 99, 7, "train", sentence(1, "x"))], "referent 5 .* annotation 99"),
+        ([ref(6, 10, 77, "train", sentence(1, "x"))], "referent 6 .* image 77"),
+        ([ref(7, 12, 7, "train", sentence(1, "x"))], "referent 7 is|referent 7 .* on image 7"),
+        ([{"ref_id": 8}], "referent 8 lacks"),
+        ([3], "referent 3 lacks"),
+        ({"a": 1}, "list of referents"),
+    ],
+)
+def test_wrong_referents_are_named(tmp_path, refs, message):
+    with pytest.raises(InputError, match=message):
+        read_refer(build(tmp_path, refs=refs), "refcoco")
+
+
+def test_missing_image_file_is_named_unless_allowed(tmp_path):
+    build(tmp_path)
+    (tmp_path / "images/train2014/COCO_train2014_000000000008.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 image files .* COCO_train2014_000000000008\.jpg"):
+        read_refer(tmp_path, "refcoco")
+    dataset = read_refer(tmp_path, "refcoco", require_images=False)
+    assert [record.path.is_file() for record in dataset.images.values()] == [True, False]
+
+
+@pytest.mark.parametrize("file_name", ["../secret.jpg", "/etc/passwd", None, "", ".."])
+def test_image_names_may_not_leave_the_folder(tmp_path, file_name):
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["images"][0]["file_name"] = file_name
+    with pytest.raises(InputError, match="image 7"):
+        read_refer(build(tmp_path, instances=instances), "refcoco")
+
+
+# ---------------------------------------------------------------------------------------------- pickles
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (eval, (f"open({str(self.path)!r}, 'w').close()",))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_evil_pickle_is_refused_and_not_run(tmp_path, protocol):
+    proof = tmp_path / "ran"
+    payload = pickle.dumps([Evil(proof)], protocol=protocol)
+    build(tmp_path, raw=payload)
+    with pytest.raises(InputError, match=r"eval"):
+        read_refer(tmp_path, "refcoco")
+    assert not proof.exists()
+    pickle.loads(payload)  # the payload itself works
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"cos\nsystem\n(S'echo'\ntR.",
+        b"cbuiltins\ngetattr\n.",
+        b"c_codecs\ndecode\n.",
+        b"ccopyreg\n_reconstructor\n.",
+        b"cnumpy\nload\n.",
+        b"cpromptris.data.restricted_pickle\nload_plain_pickle\n.",
+        b"c_codecs\nencode\n(Vabc\nVidna\ntR.",  # an allowed name, but a codec that would be imported
+        b"c_codecs\nencode\n}(Vx\nK\x01ub.",  # an allowed name, altered instead of called
+    ],
+)
+def test_other_ways_to_run_something_are_refused(tmp_path, payload):
+    (tmp_path / "x.p").write_bytes(payload)
+    with pytest.raises(InputError, match=r"x\.p"):
+        load_plain_pickle(tmp_path / "x.p")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n", pickle.dumps([1, 2])[:-2], b"\x80\x63."])
+def test_files_that_are_no_pickle_are_named(tmp_path, content):
+    with pytest.raises(InputError, match=r"refs\(unc\)\.p"):
+        read_refer(build(tmp_path, raw=content), "refcoco")
+
+
+def py2_str(data):
+    """A Python 2 str as protocol 2 writes it: SHORT_BINSTRING."""
+    return b"U" + struct.pack("B", len(data)) + data
+
+
+def test_python_2_text_is_read_as_latin1(tmp_path):
+    # {"sent": "caf\xe9", "n": 258} as Python 2 would write it.
+    (tmp_path / "py2.p").write_bytes(
+        b"\x80\x02}(" + py2_str(b"sent") + py2_str(b"caf\xe9") + py2_str(b"n") + b"M\x02\x01" + b"u."
+    )
+    assert load_plain_pickle(tmp_path / "py2.p") == {"sent": "café", "n": 258}
+
+
+def test_python_2_numpy_scalar_is_its_number(tmp_path):
+    # numpy.int64(-2) as Python 2 would write it: the bytes are a str that is not ASCII.
+    (tmp_path / "py2.p").write_bytes(
+        b"\x80\x02cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n("
+        + py2_str(b"i8")
+        + b"K\x00K\x01tR(K\x03"
+        + py2_str(b"<")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        + py2_str(b"\xfe" + b"\xff" * 7)
+        + b"tR."
+    )
+    assert load_plain_pickle(tmp_path / "py2.p") == -2
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
+def test_plain_and_numpy_values_come_back_as_plain_values(tmp_path, protocol):
+    values = {
+        "text": "ü",
+        "bytes": [b"", b"\x00\xff", bytearray(b"ab")],
+        "numbers": [1, -(2**70), 2.5, True, None],
+        "sets": [{1, 2}, frozenset({3})],
+        "tuple": (1, (2,)),
+        "scalars": [np.int64(-5), np.float32(0.5), np.bool_(True)],
+        "array": np.arange(6, dtype=">i4").reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    }
+    (tmp_path / "x.p").write_bytes(pickle.dumps(values, protocol=protocol))
+    read = load_plain_pickle(tmp_path / "x.p")
+    assert read == {
+        **values,
+        "scalars": [-5, 0.5, True],
+        "array": [[0, 1, 2], [3, 4, 5]],
+        "fortran": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]],
+    }
+    assert [type(value) for value in read["scalars"]] == [int, float, bool]
+
+
+def test_object_arrays_are_refused(tmp_path):
+    (tmp_path / "x.p").write_bytes(pickle.dumps(np.array([{}], dtype=object), protocol=2))
+    with pytest.raises(InputError, match="not plain numbers or text"):
+        load_plain_pickle(tmp_path / "x.p")
