@@ -98,7 +98,10 @@ def make_sam():
                 "iou_head_hidden_dim": 32,
             },
         )
-        return stir(SamModel(config), seed, 0.2).eval()
+        sam = SamModel(config)
+        # Released SAMs have a position matrix of unit scale; transformers' random one is far larger.
+        torch.nn.init.normal_(sam.shared_image_embedding.positional_embedding)
+        return stir(sam, seed, 0.2).eval()
 
     return make
 

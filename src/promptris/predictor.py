@@ -18,7 +18,7 @@ from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.sam_prompts import Clicks
 from promptris.ops.masks import mask_bbox, mask_to_polygons, mask_to_rle
 from promptris.processing import ImageLike, Processor, check_expression, load_image
-from promptris.structures import ImageFeatures, PromptRISOutput
+from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 from promptris.visualize import overlay
 
 Click = tuple[float, float, int]
@@ -98,8 +98,11 @@ class Predictor:
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
+        batch = self.processor.images(images).to(self.device)
+        dtype = next(self.model.parameters()).dtype
+        sam_pixels = None if batch.sam_pixels is None else batch.sam_pixels.to(dtype)
         with torch.inference_mode():
-            return self.model.encode_image(self.processor.images(images).to(self.device))
+            return self.model.encode_image(ImageBatch(batch.clip_pixels.to(dtype), sam_pixels))
 
     def answer(
         self,
@@ -174,9 +177,7 @@ class Predictor:
         # SAM's clicks mean pixel centres.
         points = torch.tensor([((x + 0.5) / width, (y + 0.5) / height) for x, y, _ in clicks])
         labels = torch.tensor([label for _, _, label in clicks])
-        return Clicks(
-            points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device)
-        )
+        return Clicks(points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device))
 
 
 class ImagePredictor:
@@ -203,7 +204,7 @@ class ImagePredictor:
     @overload
     def predict(
         self,
-        expression: Sequence[str],
+        expression: list[str] | tuple[str, ...],
         *,
         prompts: tuple[PromptName, ...] | None = None,
         points: Sequence[Click] = (),
@@ -211,7 +212,7 @@ class ImagePredictor:
 
     def predict(
         self,
-        expression: str | Sequence[str],
+        expression: str | list[str] | tuple[str, ...],
         *,
         prompts: tuple[PromptName, ...] | None = None,
         points: Sequence[Click] = (),
@@ -229,9 +230,7 @@ class ImagePredictor:
         texts = [expression] if isinstance(expression, str) else list(expression)
         for text in texts:
             check_expression(text)
-        answers = self.predictor.answer(
-            self.features, [self.size], texts, [0] * len(texts), prompts, points
-        )
+        answers = self.predictor.answer(self.features, [self.size], texts, [0] * len(texts), prompts, points)
         return answers[0] if isinstance(expression, str) else answers
 
 
@@ -239,19 +238,27 @@ BUILT_IN_MODELS = ("tiny",)
 """Models that come with the package."""
 
 
-def load(name: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Predictor:
+def load(
+    name: str | Path = "tiny",
+    device: str = "auto",
+    dtype: str = "auto",
+    clip: str | Path | None = None,
+    sam: str | Path | None = None,
+) -> Predictor:
     """A predictor by built-in name, model folder or hub id.
 
     Args:
         name: "tiny" (knows RefShapes scenes only), a folder written by `save_pretrained`, or a hub id.
         device: "auto" (cuda, mps or cpu, whichever is there first), or a torch device.
         dtype: "auto" (float32), "float32", "bfloat16" or "float16".
+        clip: where the frozen CLIP is now, when it is not where it was at training time.
+        sam: the same for SAM.
 
     Raises:
         InputError: when there is no such model, device or dtype.
     """
     folder = Path(__file__).parent / "assets" / str(name) if str(name) in BUILT_IN_MODELS else name
-    return Predictor(place(PromptRIS.from_pretrained(folder), device, dtype))
+    return Predictor(place(PromptRIS.from_pretrained(folder, clip, sam), device, dtype))
 
 
 def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> PromptRIS:

@@ -51,7 +51,7 @@ class ImageSchedule:
 def sample_expressions(
     choices: Sequence[tuple[Item, str]], count: int, rng: np.random.Generator, deletion: float
 ) -> list[tuple[Item, str]]:
-    """`count` (referent, text) pairs of one image: without repeats while they last, then again with words deleted.
+    """`count` (referent, text) pairs of one image, without repeats while they last, then with words deleted.
 
     Args:
         choices: every (referent, text) of the image; at least one.

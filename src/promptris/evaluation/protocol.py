@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from promptris.config import PromptName
 from promptris.data.refer import Expression, ReferDataset, Referent
 from promptris.metrics import RISMetrics
+from promptris.ops.masks import mask_iou
 from promptris.predictor import Prediction, Predictor
 from promptris.processing import load_image
-from promptris.ops.masks import mask_iou
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promptris.errors import InputError
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of queries to a context of another width.
@@ -16,12 +18,15 @@ class CrossAttention(nn.Module):
         out_dim: width of the result.
         inner_dim: width of all heads together; a multiple of `heads`.
         heads: number of heads.
+
+    Raises:
+        InputError: when the heads do not divide the width.
     """
 
     def __init__(self, query_dim: int, context_dim: int, out_dim: int, inner_dim: int, heads: int) -> None:
         super().__init__()
         if inner_dim % heads:
-            raise ValueError(f"attention width {inner_dim} is not a multiple of {heads} heads")
+            raise InputError(f"attention width {inner_dim} is not a multiple of {heads} heads")
         self.heads = heads
         self.q_proj = nn.Linear(query_dim, inner_dim)
         self.k_proj = nn.Linear(context_dim, inner_dim)

@@ -72,6 +72,9 @@ class CrossModalDecoder(nn.Module):
         self_attention: see `CrossModalDecoderLayer`.
         position_signal: add a 2-D sine-cosine code to the image tokens.
         initial_bias: initial value of the map's bias.
+
+    Raises:
+        InputError: when `dim` does not fit the heads or the position signal.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class CrossModalDecoder(nn.Module):
         initial_bias: float = 0.0,
     ) -> None:
         super().__init__()
+        if position_signal and dim % 4:
+            raise InputError(f"decoder.position_signal needs a decoder.dim that is a multiple of 4, not {dim}")
         self.dim = dim
         self.position_signal = position_signal
         self.image_proj = nn.Linear(image_dim, dim)
@@ -162,8 +167,6 @@ def sine_cosine_code(grid: tuple[int, int], dim: int, like: Tensor) -> Float[Ten
 
     A quarter of the width each for sine and cosine of y and of x; `dim` must be a multiple of 4.
     """
-    if dim % 4:
-        raise ValueError(f"a 2-D position code needs a width that is a multiple of 4, not {dim}")
     # Frequencies from a quarter of a turn over the image up to one turn per two cells, geometric between.
     count = dim // 4
     highest = max(grid) / 2

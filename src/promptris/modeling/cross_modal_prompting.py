@@ -73,9 +73,7 @@ class CrossModalPrompting(nn.Module):
         self.v2l = nn.ModuleList(generator(v2l_prompts, image_dim, text_dim) for _ in range(depth))
         self.l2v = nn.ModuleList(generator(l2v_prompts, text_dim, image_dim) for _ in range(depth))
 
-    def text_prompts(
-        self, step: int, patch_tokens: Float[Tensor, "B N_C D_IC"]
-    ) -> Float[Tensor, "B n D_T"]:
+    def text_prompts(self, step: int, patch_tokens: Float[Tensor, "B N_C D_IC"]) -> Float[Tensor, "B n D_T"]:
         """T_V2L of a step from the image's patch tokens, [CLS] left out (Eq. 5)."""
         return self.v2l[step](patch_tokens)
 

@@ -20,7 +20,15 @@ from promptris.modeling.tokenizer import load_tokenizer
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_FILES = [CONFIG_FILE, WEIGHTS_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "*.md"]
+_FILES = [
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.md",
+]
 
 
 def tuned_parameters(model: PromptRIS) -> dict[str, Tensor]:
@@ -54,7 +62,9 @@ def save_pretrained(model: PromptRIS, folder: Path, full: bool, dtype: torch.dty
     }
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
-        name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().cpu()
+        name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value)
+        .contiguous()
+        .cpu()
         for name, value in tensors.items()
     }
     partial = folder / (WEIGHTS_FILE + ".partial")
@@ -159,7 +169,7 @@ def _find_folder(name: str | Path) -> Path:
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         raise InputError(f"there is no model folder {name}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=_FILES))

@@ -78,7 +78,9 @@ class PromptRIS(nn.Module):
             longest = min(longest, self.config.max_words)
         return Processor(self.tokenizer, self.config.clip_image_size, self.sam.image_size, longest)
 
-    def save_pretrained(self, folder: str | Path, full: bool = False, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, full: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer; see `promptris.modeling.pretrained`."""
         from promptris.modeling.pretrained import save_pretrained
 
@@ -98,7 +100,9 @@ class PromptRIS(nn.Module):
         with torch.no_grad():
             return ImageFeatures(
                 clip_tokens=self.clip.embed_image(images.clip_pixels),
-                sam_embeddings=None if images.sam_pixels is None else self.sam.encode_image(images.sam_pixels),
+                sam_embeddings=None
+                if images.sam_pixels is None
+                else self.sam.encode_image(images.sam_pixels),
             )
 
     def forward(

@@ -64,7 +64,9 @@ class SamAdapter(nn.Module):
 
     def embed_position(self, points: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n D_S"]:
         """Position embedding of (x, y) fractions of the image."""
-        return self.sam.prompt_encoder.shared_embedding(points)
+        # The products are angles: half precision would blur neighbouring cells into each other.
+        with torch.autocast(points.device.type, enabled=False):
+            return self.sam.prompt_encoder.shared_embedding(points)
 
     def cell_centres(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n 2"]:
         """Centres, as (x, y) fractions, of cells of the flattened 4H_S x 4W_S grid."""
@@ -79,7 +81,8 @@ class SamAdapter(nn.Module):
         matrix = self.sam.prompt_encoder.shared_embedding.positional_embedding
         key = (matrix.data_ptr(), matrix._version, matrix.device, matrix.dtype)
         if self._grid_cache is None or self._grid_cache[0] != key:
-            with torch.no_grad():
+            # Outside inference mode: the kept tensor may serve training later.
+            with torch.inference_mode(False), torch.no_grad():
                 index = torch.arange(self.mask_size**2, device=matrix.device)
                 self._grid_cache = (key, self.embed_position(self.cell_centres(index)))
         return self._grid_cache[1]
@@ -170,7 +173,12 @@ def _attend(
 
 
 def _two_way_block(
-    block: SamTwoWayAttentionBlock, queries: Tensor, image: Tensor, tokens: Tensor, code: Tensor, present: Tensor
+    block: SamTwoWayAttentionBlock,
+    queries: Tensor,
+    image: Tensor,
+    tokens: Tensor,
+    code: Tensor,
+    present: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One block of SAM's two-way transformer: tokens to tokens, tokens to image, image to tokens."""
     if block.skip_first_layer_pe:

@@ -48,7 +48,10 @@ class MetricsFile(L.Callback):
             writer.writerows(kept)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        # Step counter, stage and rate move on before the batch's end is announced.
         self._started = time.perf_counter()
+        self._stage = getattr(module, "stage_number", 0)
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -58,8 +61,8 @@ class MetricsFile(L.Callback):
         row: dict[str, Any] = {name: f"{value.item():.6g}" for name, value in outputs.items()}
         row |= {
             "step": trainer.global_step,
-            "stage": getattr(module, "stage_number", 0),
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "stage": self._stage,
+            "lr": f"{self._lr:.6g}",
             "seconds": f"{time.perf_counter() - self._started:.4f}",
         }
         with self.path.open("a", newline="") as file:
@@ -81,20 +84,22 @@ class ProgressLines(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self._start_step = trainer.global_step
         self._start = self._last = time.perf_counter()
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._recent: dict[str, list[float]] = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._count += 1
         for name, value in outputs.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+            self._recent.setdefault(name, []).append(value.item())
         now, step = time.perf_counter(), trainer.global_step
         if now - self._last < self.every and step < self.total:
             return
-        means = "  ".join(f"{name} {value / self._count:.3f}" for name, value in self._sums.items())
+        means = "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in self._recent.items())
         left = (now - self._start) / max(step - self._start_step, 1) * (self.total - step)
         if trainer.is_global_zero:
-            print(f"{self.name} {step}/{self.total}  {means}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
-        self._last, self._sums, self._count = now, {}, 0
+            print(
+                f"{self.name} {step}/{self.total}  {means}  {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._last, self._recent = now, {}

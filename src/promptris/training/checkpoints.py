@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class StepCheckpoint(L.Callback):
         partial = self.path.with_name(self.path.name + ".partial")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            os.replace(partial, self.path)
+            partial.replace(self.path)
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:

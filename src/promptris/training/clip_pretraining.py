@@ -170,13 +170,18 @@ class ClipPretraining(TowerPretraining):
         scale = self.clip.logit_scale.clamp(max=math.log(100.0)).exp()
         logits = scale * phrases @ regions.T
         region = (multi_positive(logits, batch.positive) + multi_positive(logits.T, batch.positive.T)) / 2
-        sigmoid = F.binary_cross_entropy_with_logits(logits + self.bias, batch.positive.float(), reduction="sum")
+        sigmoid = F.binary_cross_entropy_with_logits(
+            logits + self.bias, batch.positive.float(), reduction="sum"
+        )
         sigmoid = sigmoid / batch.positive.sum()
         objects = regions[: len(batch.codes)] * math.sqrt(regions.shape[1])
-        attribute = sum(
-            (2.0 if name == "category" else 1.0) * F.cross_entropy(head(objects), batch.codes[:, i])
-            for i, (name, head) in enumerate(self.heads.items())
-        )
+        # Category is the hardest property to learn and the one a wrong answer costs most.
+        attribute = torch.stack(
+            [
+                (2.0 if name == "category" else 1.0) * F.cross_entropy(head(objects), batch.codes[:, i])
+                for i, (name, head) in enumerate(self.heads.items())
+            ]
+        ).sum()
         similarity = scale * sentences @ images.T
         target = torch.arange(len(images), device=similarity.device)
         whole = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
@@ -211,7 +216,10 @@ class ClipPretraining(TowerPretraining):
 
 
 def multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
-    """Mean over rows of -log of the probability the row's positives have together; rows without any are left out."""
+    """Mean over rows of -log of the probability that a row's positives have together.
+
+    Rows without any positive are left out.
+    """
     has = positive.any(dim=1)
     log_total = logits[has].logsumexp(dim=1)
     log_right = logits[has].masked_fill(~positive[has], -math.inf).logsumexp(dim=1)

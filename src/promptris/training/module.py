@@ -13,6 +13,7 @@ from promptris.losses import PromptRISCriterion
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.structures import TrainingBatch
 from promptris.training.config import TrainConfig
+from promptris.training.optimizer import decay_matrices
 from promptris.training.schedule import Schedule
 
 
@@ -53,11 +54,7 @@ class PromptRISTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the trainable parameters only, decay on matrices."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups = decay_matrices(self.model.parameters(), self.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=1.0)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptris.training.callbacks import MetricsFile, ProgressLines, SeedSteps
 from promptris.training.checkpoints import StepCheckpoint
-from promptris.training.steps import step_loader
+from promptris.training.optimizer import decay_matrices
+from promptris.training.trainer import METRICS_FILE, fit_steps
 
 PRETRAINING_SEED = 1_000_003
 """World seed of pretraining scenes, far from the seeds people give to data sets."""
@@ -85,12 +85,9 @@ class TowerPretraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Decay on matrices only."""
-        groups = [
-            {"params": [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]},
-            {"params": [p for p in self.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0},
-        ]
         config = self.config
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+        groups = decay_matrices(self.parameters(), config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -121,32 +118,9 @@ def pretrain(
     work = folder.with_name(folder.name + ".partial")
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = StepCheckpoint(work / "last.ckpt", every_seconds=60.0)
-    start = checkpoint.saved_step() if resume else 0
-    trainer = L.Trainer(
-        max_steps=config.steps,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        default_root_dir=work,
-        callbacks=[
-            SeedSteps(seed),
-            MetricsFile(work / "metrics.csv", module.loss_terms),
-            ProgressLines(name, config.steps),
-            checkpoint,
-        ],
-    )
     started = time.perf_counter()
     module.train()
-    trainer.fit(
-        module,
-        step_loader(batches, config.steps, start),
-        ckpt_path=str(checkpoint.path) if start else None,
-        weights_only=True,
-    )
+    fit_steps(module, batches, config.steps, work, name, seed, checkpoint, resume, gradient_clip=1.0)
     seconds = time.perf_counter() - started
     module.eval()
     with torch.inference_mode():
@@ -154,7 +128,7 @@ def pretrain(
     module.save(work / "tower")
     report = {"gate": gate, "seed": seed, "seconds": round(seconds, 1), "config": asdict(config)}
     (work / "tower" / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
-    (work / "metrics.csv").replace(work / "tower" / "metrics.csv")
+    (work / METRICS_FILE).replace(work / "tower" / METRICS_FILE)
     (work / "tower").rename(folder)
     checkpoint.path.unlink(missing_ok=True)
     work.rmdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from promptris.errors import InputError
 from promptris.training.config import Recipe
@@ -35,6 +35,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: for an unknown recipe, an unknown key (the closest known one is named) or a bad value.
     """
+    # Our dataclasses are plain data: errors then name the field instead of a class path.
+    set_parsing_settings(subclasses_disabled=[dataclasses.is_dataclass])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
     try:

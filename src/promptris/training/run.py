@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from promptris.data.batches import ReferBatches
@@ -17,16 +16,15 @@ from promptris.evaluation.protocol import Evaluation, evaluate
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.predictor import Predictor
-from promptris.training.callbacks import MetricsFile, ProgressLines, SeedSteps
 from promptris.training.checkpoints import StepCheckpoint
 from promptris.training.config import DataConfig, Recipe
 from promptris.training.module import PromptRISTraining
 from promptris.training.recipes import dump_recipe
 from promptris.training.schedule import Schedule
-from promptris.training.steps import step_loader
 from promptris.training.towers import prepare_towers
+from promptris.training.trainer import fit_steps
 
-RECIPE_FILE, METRICS_FILE, RESULT_FILE = "recipe.yaml", "metrics.csv", "result.json"
+RECIPE_FILE, RESULT_FILE = "recipe.yaml", "result.json"
 
 
 def run_recipe(recipe: Recipe, out: Path, resume: bool = False, device: str = "auto") -> Evaluation:
@@ -77,30 +75,21 @@ def tune(
         config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power
     )
     checkpoint = StepCheckpoint(out / "last.ckpt", config.checkpoint_seconds)
-    start = checkpoint.saved_step() if resume else 0
-    module = PromptRISTraining(model, config, schedule)
-    trainer = L.Trainer(
-        max_steps=schedule.total,
-        accelerator="gpu" if device == "cuda" else device,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=config.gradient_clip or None,
-        default_root_dir=out,
-        callbacks=[
-            SeedSteps(recipe.seed),
-            MetricsFile(out / METRICS_FILE, PromptRISTraining.loss_terms),
-            ProgressLines("prompts", schedule.total),
-            checkpoint,
-        ],
-    )
     model.train()
-    loader = step_loader(batches, schedule.total, start, config.workers)
-    if start < schedule.total:
-        trainer.fit(module, loader, ckpt_path=str(checkpoint.path) if start else None, weights_only=True)
-    else:
+    ran = fit_steps(
+        PromptRISTraining(model, config, schedule),
+        batches,
+        schedule.total,
+        out,
+        "prompts",
+        recipe.seed,
+        checkpoint,
+        resume,
+        config.gradient_clip,
+        config.workers,
+        device,
+    )
+    if not ran:
         load_tuned(model, checkpoint.path)
 
 

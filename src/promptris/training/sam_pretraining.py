@@ -117,7 +117,7 @@ class PromptBatches(SceneBatches):
 
 
 def coarse_response(masks: Tensor, mask_size: int, rng: np.random.Generator) -> Tensor:
-    """Masks [R, H, W] as the logits [R, h, w] that a coarse decoder might give: blurred to a small grid, noisy."""
+    """Masks [R, H, W] as logits [R, h, w] that a coarse decoder might give: blurred to a small grid, noisy."""
     grid = COARSE_GRIDS[int(rng.integers(len(COARSE_GRIDS)))]
     shares = pool_masks(masks, (grid, grid))
     strength = torch.from_numpy(rng.uniform(4, 14, size=(len(masks), 1, 1))).float()

@@ -36,4 +36,6 @@ def step_loader(batches: Dataset[Any], total: int, start: int, workers: int = 0)
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Set torch's random state as a function of the step, so that a resumed run draws the same numbers."""
     # Odd constants keep neighbouring steps and ranks apart in the generator's 64-bit seed.
-    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63)
+    torch.manual_seed(
+        (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
+    )

@@ -18,13 +18,9 @@ TowerName = Literal["clip", "sam"]
 
 def prepare_towers(config: TowersConfig, folder: Path, seed: int, resume: bool) -> tuple[str, str]:
     """Sources of CLIP and SAM; small ones are pretrained below `folder` unless they are there already."""
-    sources = {"clip": config.clip, "sam": config.sam}
-    missing: list[TowerName] = []
-    for name in ("clip", "sam"):
-        if sources[name] is None:
-            sources[name] = str(folder / name)
-            if not (folder / name).is_dir():
-                missing.append(name)  # type: ignore[arg-type]
+    given: dict[TowerName, str | None] = {"clip": config.clip, "sam": config.sam}
+    sources = {name: source or str(folder / name) for name, source in given.items()}
+    missing = [name for name, source in given.items() if source is None and not (folder / name).is_dir()]
     jobs = [(name, config, folder, seed, resume) for name in missing]
     if len(jobs) == 2 and (os.cpu_count() or 1) > 1:
         context = multiprocessing.get_context("spawn")
@@ -43,7 +39,7 @@ def prepare_towers(config: TowersConfig, folder: Path, seed: int, resume: bool) 
     else:
         for job in jobs:
             pretrain_tower(*job)
-    return str(sources["clip"]), str(sources["sam"])
+    return sources["clip"], sources["sam"]
 
 
 def pretrain_tower(

@@ -1,0 +1,378 @@
+"""The `promptris` command: options and exit codes; the work is done by the modules it calls.
+
+Exit codes: 0 done, 1 some items failed (each is named on stderr), 2 wrong use or unreadable input, 130
+interrupted. Everything heavy is imported inside the commands, so that `promptris --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from promptris.errors import InputError
+from promptris.interfaces.models import ModelChoice
+from promptris.interfaces.options import (
+    check_threshold,
+    parse_clicks,
+    parse_prompts,
+    parse_splits,
+    require_extra,
+)
+from promptris.interfaces.terminal import metrics_table, new_table, print_table, progress, report, say
+
+DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+TRAIN_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segment what an expression refers to: frozen CLIP and SAM, bridged by learned prompts (Prompt-RIS).",
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help='Built-in name, local folder or hub id.  [default: "tiny"]'),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Threshold = Annotated[float, typer.Option(help="A pixel is in the mask when its probability is above this.")]
+Prompts = Annotated[
+    str | None,
+    typer.Option(help="SAM prompts to use: a comma list of mask, point, text.  [default: the model's own]"),
+]
+Clip = Annotated[
+    str | None,
+    typer.Option(help="Where the frozen CLIP is now, if it has moved since training."),
+]
+Sam = Annotated[
+    str | None,
+    typer.Option(help="Where the frozen SAM is now, if it has moved since training."),
+]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import promptris
+
+        print(f"promptris {promptris.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors; so does PROMPTRIS_DEBUG=1.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command. --debug is for the help only: `main` takes it out, wherever it stands."""
+
+
+@app.command("segment")
+def segment_command(
+    context: typer.Context,
+    image: Annotated[
+        str,
+        typer.Argument(
+            help="Image file, folder, glob in quotes, or '-' for JSON lines "
+            '{"image": ..., "expressions": [...]} on standard input.',
+        ),
+    ],
+    expressions: Annotated[
+        list[str] | None,
+        typer.Argument(help="What to segment, each in quotes."),
+    ] = None,
+    model: Model = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Build the size named by --model (vit-b, vit-b-32, vit-l, vit-h, refshapes) with random "
+            "weights; the masks mean nothing.",
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    formats: Annotated[
+        str, typer.Option("--format", help="Comma list of mask, overlay, rle, polygon, json.")
+    ] = "mask,overlay",
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="X,Y,LABEL: a click in pixels, 1 on the referent or 0 beside it; repeatable."),
+    ] = None,
+    prompts: Prompts = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threshold: Threshold = 0.5,
+    clip: Clip = None,
+    sam: Sam = None,
+) -> int:
+    """Segment what expressions refer to, in one image or many.
+
+    Prints one JSON line per image and expression: image, expression, score, area, bbox [x, y, w, h], point
+    [x, y], files.
+    """
+    from promptris.interfaces.segment import Question, segment
+    from promptris.outputs import parse_formats
+
+    choice = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam)
+    question = Question(parse_clicks(point or []), parse_prompts(prompts), bool(context.obj))
+    return segment(image, expressions or [], choice, out, parse_formats(formats), question)
+
+
+@app.command("refshapes")
+def refshapes_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="New or empty folder, or a RefShapes to replace.")
+    ],
+    splits: Annotated[str, typer.Option(help="Scenes per split.")] = "train:2000,val:200,test:200",
+    seed: Annotated[
+        int, typer.Option(help="Of the world; the same seed and options give the same bytes.")
+    ] = 0,
+    size: Annotated[int, typer.Option(help="Side of the square scenes in pixels, 64 to 1024.")] = 128,
+    level: Annotated[str, typer.Option(help="easy, standard or hard.")] = "standard",
+    categories: Annotated[
+        str,
+        typer.Option(
+            help="What val and test describe: seen, unseen or all; train splits stay with seen ones."
+        ),
+    ] = "seen",
+) -> int:
+    """Write a RefShapes data set in the REFER layout."""
+    counts = parse_splits(splits)
+
+    from promptris.data.refshapes import WorldOptions
+    from promptris.data.refshapes.writer import write_refshapes
+
+    options = WorldOptions(size, level, categories)
+    with progress("scenes") as advance:
+        summary = write_refshapes(folder, counts, seed, options, advance)
+    title = f"RefShapes, level {level}, {size} px, seed {seed}, categories {categories}"
+    table = new_table("split", "images", "referents", "expressions", title=title)
+    for split, count in summary.splits.items():
+        table.add_row(split, str(count.images), str(count.referents), str(count.expressions))
+    print_table(table)
+    say(f"written to {summary.directory}")
+    return 0
+
+
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Built-in name or YAML file; then --key value for any of its fields."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; new or empty, unless --resume."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help=f"{', '.join(TRAIN_DEVICES[:-1])} or {TRAIN_DEVICES[-1]}.")
+    ] = "auto",
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the recipe with its changes and stop.")
+    ] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and stop.")] = False,
+) -> int:
+    """Train a model as a recipe says, and evaluate it.
+
+    Any field of the recipe can be changed: --train.lr 2e-4 --seed 1 --data.root DIR ...
+    """
+    require_extra("train")
+    from promptris.training.recipes import dump_recipe, load_recipe
+
+    if list_recipes:
+        _list_recipes()
+        return 0
+    if recipe is None or recipe.startswith("-"):
+        raise InputError("no recipe is given before the other options: promptris train --list shows them")
+    resolved = load_recipe(recipe, context.args)
+    if print_config:
+        print(dump_recipe(resolved), end="")
+        return 0
+    if out is None:
+        raise InputError("--out is missing: name the folder of the run")
+    if device not in TRAIN_DEVICES:
+        raise InputError(f"cannot train on device {device!r}: choose from {', '.join(TRAIN_DEVICES)}")
+
+    from promptris.predictor import pick_device
+    from promptris.training.run import run_recipe
+
+    pick_device(device)
+    evaluation = run_recipe(resolved, out, resume=resume, device=device)
+    print_table(
+        metrics_table(evaluation, f"{recipe}: {resolved.data.name} {resolved.data.val_split}, percent")
+    )
+    say(f"the model is in {out / 'model'}")
+    return 0
+
+
+def _list_recipes() -> None:
+    from promptris.training.recipes import builtin_recipes
+
+    for name, text in builtin_recipes().items():
+        print(name)
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                break
+            print(f"    {line.lstrip('# ')}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    dataset: Annotated[
+        str, typer.Option(help="refcoco, refcoco+, refcocog, refshapes, or another folder in --data-root.")
+    ],
+    split: Annotated[str, typer.Option(help="Such as val, testA, testB, test.")],
+    data_root: Annotated[Path, typer.Option(help="Folder with the images and the data set's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and predictions.jsonl.")],
+    model: Model = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="Partition: unc, umd or google.  [default: the data set's usual one]"),
+    ] = None,
+    prompts: Prompts = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threshold: Threshold = 0.5,
+    clip: Clip = None,
+    sam: Sam = None,
+) -> int:
+    """Evaluate a model on a split of a data set.
+
+    Every sentence counts once, with its mask at the image's own size.
+    """
+    choice = ModelChoice(model, False, device, dtype, check_threshold(threshold), clip, sam)
+    names = parse_prompts(prompts)
+
+    from promptris.data import read_refer
+    from promptris.outputs import make_folder
+
+    data = read_refer(data_root, dataset, split_by)
+    data.referents(split)
+    make_folder(out)
+
+    from promptris.evaluation.protocol import evaluate
+
+    predictor = choice.load()
+    with progress("expressions") as advance:
+        evaluation = evaluate(predictor, data, split, names, out, progress=advance)
+    print_table(metrics_table(evaluation, f"{choice.shown_name}: {dataset} {split}, percent"))
+    say(f"metrics.json and predictions.jsonl are in {out}")
+    return 0
+
+
+@app.command("info")
+def info_command(
+    model: Model = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Sizes without weights: vit-b, vit-b-32, vit-l, vit-h, refshapes."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    clip: Clip = None,
+    sam: Sam = None,
+) -> int:
+    """Show a model's parameters, input sizes and origin of its weights."""
+    from promptris.interfaces.info import show_info
+
+    show_info(ModelChoice(model, device="cpu", clip=clip, sam=sam), preset, as_json)
+    return 0
+
+
+@app.command("doctor")
+def doctor_command() -> int:
+    """Show versions, devices, extras and built-in models."""
+    from promptris.interfaces.info import show_doctor
+
+    show_doctor()
+    return 0
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and index.json.")] = Path("out/demo"),
+    scenes: Annotated[int, typer.Option(help="How many scenes.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the scenes.")] = 12345,
+    model: Model = None,
+    device: Device = "auto",
+) -> int:
+    """Segment unseen RefShapes scenes: pictures and IoU."""
+    from promptris.interfaces.demo import run_demo
+
+    run_demo(ModelChoice(model, device=device), out, scenes, seed)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+    """
+    arguments, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = _say_warning
+        try:
+            code = app(arguments or ["--help"], prog_name="promptris", standalone_mode=False, obj=debug)
+            sys.stdout.flush()
+        except (KeyboardInterrupt, typer.Abort):
+            return INTERRUPTED
+        except BrokenPipeError:
+            code = SOME_FAILED
+        except SystemExit as exit_:  # how typer and rich answer a reader that has gone away
+            code = exit_.code
+        except Exception as error:
+            # Usage errors are told by what they can do: their class depends on typer's version.
+            if hasattr(error, "format_message"):
+                command = getattr(getattr(error, "ctx", None), "command_path", "promptris")
+                say(f"{error.format_message()} (see {command} --help)")
+            else:
+                report(error, debug)
+            return WRONG_USE
+    if code == SOME_FAILED:
+        _drop_unread_output()
+    return code if isinstance(code, int) else DONE
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments less --debug, which may stand anywhere before a "--", and whether it is wanted."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    wanted = len(options) < end or os.environ.get("PROMPTRIS_DEBUG", "0") not in ("", "0")
+    return options + arguments[end:], wanted
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings to users as one line; those for developers are seen with --debug."""
+    if issubclass(category, UserWarning):
+        say(f"warning: {message}")
+
+
+def _drop_unread_output() -> None:
+    """When nobody reads stdout any more, what is left in its buffer must not fail at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

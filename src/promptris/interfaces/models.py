@@ -1,0 +1,100 @@
+"""Models as named on the command line."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from promptris.errors import InputError
+from promptris.interfaces.terminal import say
+
+if TYPE_CHECKING:
+    from promptris.modeling.prompt_ris import PromptRIS
+    from promptris.predictor import Predictor
+
+DEFAULT_MODEL = "tiny"
+RANDOM_NOTE = "random weights: the mask is meaningless"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to run, and where.
+
+    Attributes:
+        name: built-in name, folder or hub id; a preset's name with `random`. None means the built-in model.
+        random: random weights at the size of a preset.
+        device: "auto" or a torch device.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        threshold: of the masks' probabilities.
+        clip: where the frozen CLIP is now; None means where it was at training time.
+        sam: the same for SAM.
+    """
+
+    name: str | None = None
+    random: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    threshold: float = 0.5
+    clip: str | None = None
+    sam: str | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """The name for people."""
+        name = self.name or DEFAULT_MODEL
+        return f"{name} with random weights" if self.random else name
+
+    @property
+    def note(self) -> str | None:
+        """What must be said about this model's masks."""
+        return RANDOM_NOTE if self.random else None
+
+    def check(self) -> None:
+        """InputError for options that contradict each other."""
+        if self.random and (self.clip or self.sam):
+            raise InputError("--random-weights takes no --clip or --sam: they would give real weights")
+        if self.random and self.name is None:
+            raise InputError("--random-weights needs the size to build: add --model vit-b, vit-l or vit-h")
+
+    def load(self) -> Predictor:
+        """The model, ready to answer; says on stderr what runs where.
+
+        Raises:
+            InputError: when there is no such model or device.
+        """
+        from promptris.modeling.build import build_random
+        from promptris.modeling.presets import PRESETS
+        from promptris.predictor import Predictor, load, place
+
+        self.check()
+        name = self.name or DEFAULT_MODEL
+        if self.random:
+            predictor = Predictor(place(build_random(name), self.device, self.dtype), self.threshold)
+        elif name in PRESETS and not Path(name).exists():
+            raise InputError(
+                f"{name} is a size, not a trained model: give --model a folder or hub id, or add "
+                "--random-weights to try the size out"
+            )
+        else:
+            model = load(name, self.device, self.dtype, self.clip, self.sam).model
+            predictor = Predictor(model, self.threshold)
+        dtype = str(next(predictor.model.parameters()).dtype).removeprefix("torch.")
+        say(f"{self.shown_name} on {predictor.device}, {dtype}")
+        if self.note:
+            say(f"note: {self.note}; it only shows that the whole path runs")
+        return predictor
+
+
+def preset_skeleton(name: str) -> PromptRIS:
+    """A preset's model for counting: without memory for its weights where that is possible."""
+    import torch
+
+    from promptris.modeling.build import build_random
+    from promptris.modeling.presets import get_preset
+
+    # Starting from CLIP's projections reads their values, which weights without memory do not have.
+    reads_weights = get_preset(name).config.decoder.start_from_clip
+    with nullcontext() if reads_weights else torch.device("meta"):
+        return build_random(name)

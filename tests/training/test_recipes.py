@@ -1,0 +1,72 @@
+"""Recipes: every built-in one is read, mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promptris.errors import InputError
+from promptris.training.config import Recipe, Stage
+from promptris.training.recipes import builtin_recipes, dump_recipe, load_recipe
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_every_recipe_is_read_and_begins_with_its_command(name: str):
+    text = builtin_recipes()[name]
+    assert text.startswith(f"# promptris train {name} ")
+    assert isinstance(load_recipe(name), Recipe)
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_a_resolved_recipe_reads_back_the_same(name: str, tmp_path: Path):
+    recipe = load_recipe(name)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_the_defaults_are_the_papers():
+    recipe = Recipe()
+    assert (recipe.train.images_per_step, recipe.train.expressions_per_image) == (16, 4)
+    assert recipe.train.stages == (Stage(20, sam=False), Stage(30, sam=True))
+    assert (recipe.train.lr, recipe.train.decay_power) == (1e-4, 0.9)
+    assert (recipe.model.clip_image_size, recipe.model.prompting.num_prompts) == (480, 16)
+    assert (recipe.model.decoder.dim, recipe.model.decoder.layers) == (512, 1)
+
+
+def test_any_field_can_be_set():
+    recipe = load_recipe(
+        "refshapes-smoke",
+        ["--train.lr=0.5", "--model.prompting.direction", "v2l", "--train.stages", "[{epochs: 3, sam: false}]"],
+    )
+    assert recipe.train.lr == 0.5
+    assert recipe.model.prompting.direction == "v2l"
+    assert recipe.train.stages == (Stage(3, sam=False),)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("refshapes-quik", [], ["'refshapes-quik'", "did you mean refshapes-quick?"]),
+        ("refshapes-smoke", ["--train.lrr=1"], ["'train.lrr'", "did you mean 'train.lr'?"]),
+        ("refshapes-smoke", ["--seeed", "1"], ["'seeed'", "did you mean 'seed'?"]),
+        ("refshapes-smoke", ["--train.lr=fast"], ["train.lr", "fast"]),
+        ("refshapes-smoke", ["--model.prompting.direction=up"], ["model.prompting.direction", "up"]),
+        ("missing.yaml", [], ["missing.yaml"]),
+    ],
+)
+def test_mistakes_are_named(name: str, overrides: list[str], words: list[str]):
+    with pytest.raises(InputError) as caught:
+        load_recipe(name, overrides)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["train: {lrr: 3}", "train: [", "- 1\n- 2", "\x00"])
+def test_bad_recipe_files(text: str, tmp_path: Path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="bad.yaml"):
+        load_recipe(str(path))

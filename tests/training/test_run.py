@@ -1,0 +1,189 @@
+"""Whole runs in seconds: what is written, what stays frozen, and that nothing is lost when one is interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptris.data.refer import read_refer
+from promptris.errors import InputError
+from promptris.modeling.base_weights import content_hash, load_clip, load_sam
+from promptris.modeling.build import build_from_sources
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.training import run as run_module
+from promptris.training.callbacks import SeedSteps
+from promptris.training.config import Recipe
+from promptris.training.run import prepare_data, run_recipe, tune
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The metrics file, without the one column that time decides."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, towers: Path) -> tuple[Path, Recipe]:
+    """An uninterrupted run."""
+    from promptris.training.recipes import load_recipe
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    recipe = load_recipe(
+        "refshapes-smoke",
+        [
+            f"--towers.clip={towers / 'clip'}",
+            f"--towers.sam={towers / 'sam'}",
+            "--data.generate.train=12",
+            "--data.generate.val=2",
+            "--train.images_per_step=4",
+            "--train.checkpoint_seconds=0",
+        ],
+    )
+    run_recipe(recipe, out, device="cpu")
+    return out, recipe
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, Recipe]):
+    out, _ = finished
+    report = json.loads((out / "result.json").read_text())
+    assert 0 <= report["metrics"]["mIoU"] <= 1
+    assert {"oIoU", "P@0.5", "P@0.9", "ImgAcc", "InstAcc", "coarse", "by_kind"} <= set(report["metrics"])
+    dataset = read_refer(out / "data", "refshapes")
+    assert report["metrics"]["count"] == len(dataset.samples("val"))
+    lines = (out / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == report["metrics"]["count"]
+    assert json.loads((out / "evaluation" / "metrics.json").read_text()) == report["metrics"]
+    assert not list(out.rglob("*.partial"))
+
+
+def test_metrics_file_has_a_row_per_step_and_sam_terms_in_the_second_stage(finished: tuple[Path, Recipe]):
+    table = rows(finished[0] / "metrics.csv")
+    assert [int(row["step"]) for row in table] == [1, 2, 3, 4, 5, 6]
+    assert [row["stage"] for row in table] == ["0", "0", "0", "1", "1", "1"]
+    assert all(float(row["loss"]) > 0 for row in table)
+    assert [bool(row["final_dice"]) for row in table] == [False] * 3 + [True] * 3
+
+
+def test_the_saved_model_gives_the_evaluated_masks(finished: tuple[Path, Recipe]):
+    from promptris.evaluation.protocol import evaluate
+    from promptris.predictor import Predictor
+
+    out, _ = finished
+    again = evaluate(
+        Predictor(PromptRIS.from_pretrained(out / "model")), read_refer(out / "data", "refshapes"), "val"
+    )
+    assert again.to_dict() == json.loads((out / "evaluation" / "metrics.json").read_text())
+
+
+def test_frozen_towers_are_bit_identical_after_training(finished: tuple[Path, Recipe], towers: Path):
+    model = PromptRIS.from_pretrained(finished[0] / "model")
+    assert content_hash(model.clip.clip) == load_clip(towers / "clip").sha256
+    assert content_hash(model.sam.sam) == load_sam(towers / "sam").sha256
+
+
+def test_training_changed_the_learned_parts(finished: tuple[Path, Recipe], towers: Path):
+    out, recipe = finished
+    before = build_from_sources(towers / "clip", towers / "sam", recipe.model, recipe.seed)
+    after = dict(PromptRIS.from_pretrained(out / "model").named_parameters())
+    for name, parameter in before.named_parameters():
+        if parameter.requires_grad:
+            assert not torch.equal(parameter, after[name]), name
+
+
+def test_the_checkpoint_holds_no_frozen_weights(finished: tuple[Path, Recipe], towers: Path):
+    out, recipe = finished
+    saved = torch.load(out / "last.ckpt", weights_only=True)
+    model = build_from_sources(towers / "clip", towers / "sam", recipe.model, recipe.seed)
+    trainable = {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}
+    assert set(saved["state_dict"]) == trainable
+    assert sum(len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]) == len(trainable)
+
+
+class Interrupt(RuntimeError):
+    """Stands for whatever kills a run."""
+
+
+@pytest.mark.parametrize("steps_done", [2, 3, 5])
+def test_a_resumed_run_repeats_the_uninterrupted_one(
+    finished: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_done: int
+):
+    """Killed in the first stage, between the stages, and in the second."""
+    reference, recipe = finished
+    out = tmp_path / "out"
+    original = SeedSteps.on_train_batch_start
+
+    def die(self: SeedSteps, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == steps_done:
+            raise Interrupt
+        original(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(SeedSteps, "on_train_batch_start", die)
+    with pytest.raises(Interrupt):
+        run_recipe(recipe, out, device="cpu")
+    monkeypatch.setattr(SeedSteps, "on_train_batch_start", original)
+    assert len(rows(out / "metrics.csv")) == steps_done
+
+    run_recipe(recipe, out, resume=True, device="cpu")
+    assert rows(out / "metrics.csv") == rows(reference / "metrics.csv")
+    result, expected = (json.loads((f / "result.json").read_text())["metrics"] for f in (out, reference))
+    assert result == expected
+
+
+def test_resuming_a_finished_run_only_evaluates_again(
+    finished: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch
+):
+    out, recipe = finished
+    before = rows(out / "metrics.csv")
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    run_recipe(recipe, out, resume=True, device="cpu")
+    assert rows(out / "metrics.csv") == before
+    assert json.loads((out / "result.json").read_text())["metrics"] == metrics
+
+
+def test_the_first_stage_never_runs_sams_image_encoder(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = build_from_sources(recipe.towers.clip, recipe.towers.sam, recipe.model, recipe.seed)
+    calls = []
+    encode = model.sam.encode_image
+    monkeypatch.setattr(model.sam, "encode_image", lambda pixels: (calls.append(len(pixels)), encode(pixels))[1])
+    tune(recipe, model, prepare_data(recipe.data, tmp_path / "data"), tmp_path, resume=False, device="cpu")
+    # Three steps of four images in the second stage: once per image, not once per expression.
+    assert calls == [4, 4, 4]
+
+
+def test_a_used_folder_is_refused(finished: tuple[Path, Recipe]):
+    out, recipe = finished
+    with pytest.raises(InputError, match="not empty"):
+        run_recipe(recipe, out)
+
+
+def test_resuming_nothing_is_refused(recipe: Recipe, tmp_path: Path):
+    with pytest.raises(InputError, match="no run to resume"):
+        run_recipe(recipe, tmp_path / "nothing", resume=True)
+
+
+def test_resuming_under_another_recipe_is_refused(finished: tuple[Path, Recipe]):
+    import dataclasses
+
+    out, recipe = finished
+    with pytest.raises(InputError, match="another recipe"):
+        run_recipe(dataclasses.replace(recipe, seed=1), out, resume=True)
+
+
+def test_an_unwritable_folder_is_found_before_anything_else(recipe: Recipe, tmp_path: Path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        run_recipe(recipe, blocker / "out")
+
+
+def test_other_data_sets_need_a_root(recipe: Recipe, tmp_path: Path):
+    recipe.data.name = "refcoco"
+    with pytest.raises(InputError, match=r"--data\.root"):
+        run_module.prepare_data(recipe.data, tmp_path)
