@@ -10,11 +10,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked here, and only here.
-install_import_hook(["promptris.modeling", "promptris.ops.points", "promptris.structures"], "beartype.beartype")
+install_import_hook(
+    ["promptris.modeling", "promptris.ops.points", "promptris.structures"], "beartype.beartype"
+)
 
-import pytest
-import torch
-from torch import nn
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -25,6 +27,16 @@ def small_model():
     from promptris.modeling.build import build_random
 
     return build_random("refshapes", seed=0)
+
+
+@pytest.fixture
+def unchecked():
+    """Shapes and types are not checked, as for users, whose mistakes must meet the package's own messages."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @torch.no_grad()

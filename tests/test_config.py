@@ -30,7 +30,9 @@ OTHER = PromptRISConfig(
         start_from_clip=True,
         initial_bias=-2.5,
     ),
-    sam_prompts=SamPromptConfig(enabled=("mask", "text"), text_layers=1, text_heads=2, gumbel_temperature=0.5),
+    sam_prompts=SamPromptConfig(
+        enabled=("mask", "text"), text_layers=1, text_heads=2, gumbel_temperature=0.5
+    ),
 )
 
 
@@ -49,7 +51,9 @@ def test_paper_values_are_the_defaults():
     assert config.clip_image_size == 480
     assert (config.prompting.direction, config.prompting.num_prompts) == ("both", 16)
     assert (config.decoder.dim, config.decoder.layers, config.decoder.heads) == (512, 1, 8)
-    assert not (config.decoder.self_attention or config.decoder.position_signal or config.decoder.start_from_clip)
+    assert not (
+        config.decoder.self_attention or config.decoder.position_signal or config.decoder.start_from_clip
+    )
     assert config.sam_prompts.enabled == ("mask", "point", "text")
     assert config.sam_prompts.text_layers == 2
 

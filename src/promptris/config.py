@@ -90,7 +90,7 @@ class DecoderConfig(_Checked):
         heads: attention heads.
         ffn_ratio: hidden width of the feed-forward blocks over `dim`.
         self_attention: image tokens also attend to each other in every layer.
-        position_signal: a fixed 2-D sine-cosine code is added to the image tokens.
+        position_signal: every block reads the image tokens with a fixed 2-D sine-cosine code added.
         start_from_clip: copy CLIP's own projections and begin as its similarity map (needs `dim` equal to
             CLIP's projection width).
         initial_bias: initial value of the response map's learned bias.

@@ -17,6 +17,7 @@ from promptris.errors import InputError
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.sam_prompts import Clicks
 from promptris.ops.masks import mask_bbox, mask_to_polygons, mask_to_rle
+from promptris.ops.points import highest_position
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 from promptris.visualize import overlay
@@ -146,7 +147,7 @@ class Predictor:
         coarse = self.processor.restore(output.coarse_logits_hr[row : row + 1], size)[0].float().sigmoid()
         if output.mask_logits is None or output.predicted_iou is None or output.point_index is None:
             probability = coarse
-            index = int(output.coarse_logits_hr[row].argmax())
+            index = int(highest_position(output.coarse_logits_hr[row].reshape(1, -1)))
         else:
             probability = self.processor.restore(output.mask_logits[row : row + 1], size)[0].float().sigmoid()
             index = int(output.point_index[row])
@@ -176,7 +177,7 @@ class Predictor:
                 )
         # SAM's clicks mean pixel centres.
         points = torch.tensor([((x + 0.5) / width, (y + 0.5) / height) for x, y, _ in clicks])
-        labels = torch.tensor([label for _, _, label in clicks])
+        labels = torch.tensor([int(label) for _, _, label in clicks])
         return Clicks(points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device))
 
 

@@ -144,16 +144,21 @@ def load_image(image: ImageLike) -> NDArray[np.uint8]:
         return _to_rgb(image, "the image")
     if isinstance(image, bytes):
         return _decode(io.BytesIO(image), "the given bytes")
+    if not isinstance(image, str | Path):
+        raise InputError(
+            f"an image must be a path, a PIL image, bytes or an H x W x 3 uint8 array, not {type(image).__name__}"
+        )
     path = Path(image)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not an image")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not an image")
         with path.open("rb") as file:
             return _decode(file, str(path))
     except FileNotFoundError:
         raise InputError(f"there is no image at {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {str(path)[:200]!r}: {reason}") from error
 
 
 def _decode(file: Any, name: str) -> NDArray[np.uint8]:
@@ -167,7 +172,11 @@ def _decode(file: Any, name: str) -> NDArray[np.uint8]:
                 "accepted: make it smaller first"
             )
         opened.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{name} has more than the {MAX_PIXELS:,} pixels that are accepted: make it smaller first"
+        ) from None
+    except UnidentifiedImageError:
         raise InputError(f"{name} is not an image that can be read (JPEG, PNG, WebP ...)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{name} is damaged or cut off: {error}") from error
@@ -180,7 +189,7 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips 16-bit grey to 8 bits when it converts; the values are scaled instead.
-        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
         image = Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

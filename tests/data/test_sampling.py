@@ -61,7 +61,9 @@ def test_missing_expressions_are_repeated_with_words_deleted():
     assert any(len(text.split()) < 6 for _, text in picked[1:])
 
 
-@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 99))
+@given(
+    st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 99)
+)
 def test_deleted_words_leave_a_subsequence_with_at_least_one_word(words: list[str], chance: float, seed: int):
     kept = delete_words(" ".join(words), chance, np.random.default_rng(seed)).split()
     assert kept

@@ -20,7 +20,9 @@ def close(a, b, tolerance=1e-5):
 
 def make_decoder(seed=0, **settings):
     torch.manual_seed(seed)
-    decoder = CrossModalDecoder(**{"image_dim": 12, "text_dim": 10, "dim": 8, "layers": 1, "heads": 2} | settings)
+    decoder = CrossModalDecoder(
+        **{"image_dim": 12, "text_dim": 10, "dim": 8, "layers": 1, "heads": 2} | settings
+    )
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -43,27 +45,25 @@ def attend(attention, queries, context, allowed):
 
 
 def feed_forward(ffn, x):
-    hidden = F.gelu(x @ ffn[0].weight.T + ffn[0].bias)
-    return hidden @ ffn[2].weight.T + ffn[2].bias
+    hidden = F.gelu(x @ ffn.in_proj.weight.T + ffn.in_proj.bias)
+    return hidden @ ffn.out_proj.weight.T + ffn.out_proj.bias
 
 
-def response_by_hand(decoder, image_tokens, text_tokens, word_mask, code=None):
-    """[B, N_C] for a decoder of any number of layers."""
+def response_by_hand(decoder, image_tokens, text_tokens, word_mask, code=0.0):
+    """[B, N_C] for a decoder of any number of layers; `code` joins the image tokens where they are read."""
     maps = []
     for i in range(len(image_tokens)):
         image = image_tokens[i] @ decoder.image_proj.weight.T + decoder.image_proj.bias
         text = text_tokens[i] @ decoder.text_proj.weight.T + decoder.text_proj.bias
-        if code is not None:
-            image = image + code
         everything = torch.ones(len(image), dtype=torch.bool)
         for layer in decoder.layers:
             if layer.image_self is not None:
-                normed = layer.image_self_norm(image)
+                normed = layer.image_self_norm(image) + code
                 image = image + attend(layer.image_self, normed, normed, everything)
-            normed_image, normed_text = layer.image_norm(image), layer.text_norm(text)
+            normed_image, normed_text = layer.image_norm(image) + code, layer.text_norm(text)
             image = image + attend(layer.image_to_text, normed_image, normed_text, word_mask[i])
             text = text + attend(layer.text_to_image, normed_text, normed_image, everything)
-            image = image + feed_forward(layer.image_ffn, layer.image_ffn_norm(image))
+            image = image + feed_forward(layer.image_ffn, layer.image_ffn_norm(image) + code)
             text = text + feed_forward(layer.text_ffn, layer.text_ffn_norm(text))
         end = int(word_mask[i].sum()) - 1
         maps.append(image @ text[end] / math.sqrt(8) + decoder.bias)
@@ -113,17 +113,27 @@ def test_end_token_is_the_last_true_position():
     assert last_word(mask).tolist() == [1, 3, 0]
 
 
+@pytest.mark.parametrize("self_attention", [False, True])
 @torch.no_grad()
-def test_position_signal_is_added_to_the_image_tokens_only():
-    plain, coded = make_decoder(), make_decoder(position_signal=True)
+def test_position_signal_is_read_by_every_block_and_stays_out_of_the_stream(self_attention):
+    settings = {"layers": 2, "self_attention": self_attention}
+    plain, coded = make_decoder(**settings), make_decoder(position_signal=True, **settings)
     image, text = tokens()
     code = sine_cosine_code((2, 3), 8, image)
-    close(coded(image, text, WORDS, (2, 3)).flatten(1), response_by_hand(coded, image, text, WORDS, code))
-    assert (coded(image, text, WORDS, (2, 3)) - plain(image, text, WORDS, (2, 3))).abs().max() > 1e-2
-    # Without it, the order of the patches plays no part.
+    response = coded(image, text, WORDS, (2, 3))
+    close(response.flatten(1), response_by_hand(coded, image, text, WORDS, code))
+    assert (response - plain(image, text, WORDS, (2, 3))).abs().max() > 1e-2
+    silent = make_decoder(position_signal=True, layers=0)
+    close(silent(image, text, WORDS, (2, 3)), make_decoder(layers=0)(image, text, WORDS, (2, 3)))
+
+
+@torch.no_grad()
+def test_without_position_signal_the_order_of_patches_plays_no_part():
+    decoder = make_decoder(layers=2, self_attention=True)
+    image, text = tokens()
     order = torch.tensor([4, 2, 0, 5, 1, 3])
-    shuffled = plain(image[:, order], text, WORDS, (2, 3)).flatten(1)
-    close(shuffled, plain(image, text, WORDS, (2, 3)).flatten(1)[:, order])
+    shuffled = decoder(image[:, order], text, WORDS, (2, 3)).flatten(1)
+    close(shuffled, decoder(image, text, WORDS, (2, 3)).flatten(1)[:, order])
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (8, 8), (30, 30), (3, 7)])
@@ -169,7 +179,9 @@ def clip_similarity(clip, pixels, ids, word_mask):
     return clip.logit_scale.exp() * torch.einsum("bnd,bd->bn", image, sentence)
 
 
-@pytest.mark.parametrize("settings", [{}, {"layers": 3, "self_attention": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"layers": 3, "self_attention": True}, {"layers": 3, "position_signal": True}]
+)
 @torch.no_grad()
 def test_starts_as_clips_own_similarity_map(make_clip, settings):
     clip = make_clip(projection=32)
@@ -199,7 +211,13 @@ def test_starting_from_clip_quiets_every_residual_branch(make_clip):
     quiet = make_decoder(image_dim=32, text_dim=24, dim=16, self_attention=True, layers=2)
     quiet.start_from_clip(make_clip(projection=16), residual_scale=0.25)
     for a, b in zip(loud.layers, quiet.layers, strict=True):
-        writers = ("image_to_text.out_proj", "text_to_image.out_proj", "image_self.out_proj", "image_ffn.2", "text_ffn.2")
+        writers = (
+            "image_to_text.out_proj",
+            "text_to_image.out_proj",
+            "image_self.out_proj",
+            "image_ffn.out_proj",
+            "text_ffn.out_proj",
+        )
         for name in writers:
             close(b.get_submodule(name).weight, a.get_submodule(name).weight * 0.25)
             close(b.get_submodule(name).bias, a.get_submodule(name).bias * 0.25)

@@ -43,7 +43,9 @@ def prompts_by_hand(generator, context, allowed=None):
         context, context.shape[-1:], generator.context_norm.weight, generator.context_norm.bias
     )
     rows = [
-        attend_by_hand(generator.attention, generator.tokens, normed[i], None if allowed is None else allowed[i])
+        attend_by_hand(
+            generator.attention, generator.tokens, normed[i], None if allowed is None else allowed[i]
+        )
         for i in range(len(context))
     ]
     return torch.stack(rows)
@@ -107,10 +109,17 @@ def test_each_direction_reaches_its_tower_only(make_model):
             bool((image - plain[0]).abs().max() > 1e-3),
             bool((words - plain[1])[WORDS].abs().max() > 1e-3),
         )
-    assert changed == {"none": (False, False), "v2l": (False, True), "l2v": (True, False), "both": (True, True)}
+    assert changed == {
+        "none": (False, False),
+        "v2l": (False, True),
+        "l2v": (True, False),
+        "both": (True, True),
+    }
 
 
-@pytest.mark.parametrize(("direction", "rows"), [("none", [2, 2]), ("v2l", [2, 2]), ("l2v", [3, 3]), ("both", [3, 3])])
+@pytest.mark.parametrize(
+    ("direction", "rows"), [("none", [2, 2]), ("v2l", [2, 2]), ("l2v", [3, 3]), ("both", [3, 3])]
+)
 @torch.no_grad()
 def test_image_tower_runs_once_per_image_until_words_prompt_it(make_model, direction, rows):
     model = make_model(prompting={"direction": direction})
@@ -214,4 +223,8 @@ def test_heads_that_do_not_divide_the_width_are_refused(make_model):
 def test_prompting_takes_its_sizes_from_both_towers():
     prompting = CrossModalPrompting(2, image_dim=12, text_dim=8, v2l_prompts=3, l2v_prompts=0, heads=2)
     assert prompting.text_prompts(0, torch.zeros(2, 4, 12)).shape == (2, 3, 8)
-    assert prompting.image_prompts(1, torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape == (2, 0, 12)
+    assert prompting.image_prompts(1, torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape == (
+        2,
+        0,
+        12,
+    )

@@ -203,8 +203,8 @@ def test_text_prompter_by_hand(prompter):
             x = x + attend(
                 block.cross_attention, block.cross_norm(x), features + positions, features, everywhere
             )
-            hidden = F.gelu(block.ffn[0](block.ffn_norm(x)))
-            x = x + block.ffn[2](hidden)
+            hidden = F.gelu(block.ffn.in_proj(block.ffn_norm(x)))
+            x = x + block.ffn.out_proj(hidden)
         expected = F.layer_norm(x, (32,), prompter.output_norm.weight, prompter.output_norm.bias)
         close(result[i][WORDS[i]], expected[WORDS[i]])
 

@@ -86,3 +86,18 @@ def test_extreme_logits_stay_finite():
 def test_highest_position():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.9]])
     assert highest_position(logits).tolist() == [1, 0]
+
+
+def test_on_a_plateau_rounding_does_not_choose():
+    """The first cell of a plateau wins, whichever cell rounding has put ahead."""
+    logits = torch.tensor([-7.0, 2.0, 9.0, 9.0, 9.0, 8.9])
+    for lifted in (2, 3, 4):
+        noisy = logits.clone()
+        noisy[lifted] += 4e-6
+        assert highest_position(noisy[None]).tolist() == [2]
+
+
+def test_small_but_real_differences_do_choose():
+    assert highest_position(torch.tensor([[0.0, 1.0, 1.001, 0.5]])).tolist() == [2]
+    assert highest_position(torch.tensor([[0.0, 1e-6, 1.1e-6]])).tolist() == [2]
+    assert highest_position(torch.zeros(2, 5)).tolist() == [0, 0]

@@ -101,10 +101,12 @@ def test_the_checkpoint_holds_no_frozen_weights(finished: tuple[Path, Recipe], t
     model = build_from_sources(towers / "clip", towers / "sam", recipe.model, recipe.seed)
     trainable = {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}
     assert set(saved["state_dict"]) == trainable
-    assert sum(len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]) == len(trainable)
+    assert sum(len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]) == len(
+        trainable
+    )
 
 
-class Interrupt(RuntimeError):
+class KilledError(RuntimeError):
     """Stands for whatever kills a run."""
 
 
@@ -119,11 +121,11 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
 
     def die(self: SeedSteps, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == steps_done:
-            raise Interrupt
+            raise KilledError
         original(self, trainer, module, batch, batch_idx)
 
     monkeypatch.setattr(SeedSteps, "on_train_batch_start", die)
-    with pytest.raises(Interrupt):
+    with pytest.raises(KilledError):
         run_recipe(recipe, out, device="cpu")
     monkeypatch.setattr(SeedSteps, "on_train_batch_start", original)
     assert len(rows(out / "metrics.csv")) == steps_done
@@ -151,7 +153,9 @@ def test_the_first_stage_never_runs_sams_image_encoder(
     model = build_from_sources(recipe.towers.clip, recipe.towers.sam, recipe.model, recipe.seed)
     calls = []
     encode = model.sam.encode_image
-    monkeypatch.setattr(model.sam, "encode_image", lambda pixels: (calls.append(len(pixels)), encode(pixels))[1])
+    monkeypatch.setattr(
+        model.sam, "encode_image", lambda pixels: (calls.append(len(pixels)), encode(pixels))[1]
+    )
     tune(recipe, model, prepare_data(recipe.data, tmp_path / "data"), tmp_path, resume=False, device="cpu")
     # Three steps of four images in the second stage: once per image, not once per expression.
     assert calls == [4, 4, 4]

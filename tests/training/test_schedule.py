@@ -54,3 +54,8 @@ def test_pretraining_rate_warms_up_and_ends_at_the_final_rate():
     # Half of the cosine: the mean of both rates.
     assert config.learning_rate(550) == pytest.approx((1e-3 + 1e-5) / 2)
     assert config.learning_rate(1000) == pytest.approx(1e-5)
+
+
+def test_warm_up_multiplies_the_decay_at_the_start():
+    schedule = Schedule.from_epochs([Stage(1)], 100, lr=1.0, power=1.0, warmup=4)
+    assert [schedule.learning_rate(step) for step in (0, 1, 3, 4)] == pytest.approx([0.25, 0.495, 0.97, 0.96])

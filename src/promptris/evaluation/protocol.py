@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from promptris.config import PromptName
 from promptris.data.refer import Expression, ReferDataset, Referent
+from promptris.errors import InputError
 from promptris.metrics import RISMetrics
 from promptris.ops.masks import mask_iou
 from promptris.predictor import Prediction, Predictor
@@ -133,6 +134,13 @@ def score(
         ids = image_ids[start : start + images_per_pass]
         images = [load_image(dataset.images[i].path) for i in ids]
         sizes = [image.shape[:2] for image in images]
+        for i, size in zip(ids, sizes, strict=True):
+            record = dataset.images[i]
+            if size != (record.height, record.width):
+                raise InputError(
+                    f"{record.path} has {size[1]} x {size[0]} pixels, its annotations are for "
+                    f"{record.width} x {record.height}: get the original image"
+                )
         pairs = [(row, pair) for row, i in enumerate(ids) for pair in by_image[i]]
         predictions = predictor.answer(
             predictor.encode(images),

@@ -157,10 +157,10 @@ def refshapes_command(
     with progress("scenes") as advance:
         summary = write_refshapes(folder, counts, seed, options, advance)
     title = f"RefShapes, level {level}, {size} px, seed {seed}, categories {categories}"
-    table = new_table("split", "images", "referents", "expressions", title=title)
+    table = new_table("split", "images", "referents", "expressions")
     for split, count in summary.splits.items():
         table.add_row(split, str(count.images), str(count.referents), str(count.expressions))
-    print_table(table)
+    print_table(table, title)
     say(f"written to {summary.directory}")
     return 0
 
@@ -213,9 +213,8 @@ def train_command(
 
     pick_device(device)
     evaluation = run_recipe(resolved, out, resume=resume, device=device)
-    print_table(
-        metrics_table(evaluation, f"{recipe}: {resolved.data.name} {resolved.data.val_split}, percent")
-    )
+    where = f"{resolved.data.name} {resolved.data.val_split}"
+    print_table(metrics_table(evaluation), f"{recipe} on {where}, in percent")
     say(f"the model is in {out / 'model'}")
     return 0
 
@@ -270,7 +269,7 @@ def evaluate_command(
     predictor = choice.load()
     with progress("expressions") as advance:
         evaluation = evaluate(predictor, data, split, names, out, progress=advance)
-    print_table(metrics_table(evaluation, f"{choice.shown_name}: {dataset} {split}, percent"))
+    print_table(metrics_table(evaluation), f"{choice.shown_name} on {dataset} {split}, in percent")
     say(f"metrics.json and predictions.jsonl are in {out}")
     return 0
 
@@ -286,7 +285,7 @@ def info_command(
     clip: Clip = None,
     sam: Sam = None,
 ) -> int:
-    """Show a model's parameters, input sizes and origin of its weights."""
+    """Show a model's parameters, input sizes and weights' origin."""
     from promptris.interfaces.info import show_info
 
     show_info(ModelChoice(model, device="cpu", clip=clip, sam=sam), preset, as_json)

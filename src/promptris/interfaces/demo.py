@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def run_demo(choice: ModelChoice, out: Path, scenes: int, seed: int) -> None:
             example = make_example(world, index, options)
             answers.append(answer_scene(predictor, example))
             files.append(f"scene_{index + 1:02d}.png")
-            write_whole(out / files[-1], _figure(example, answers[-1], choice.note))
+            write_whole(out / files[-1], _figure(example, answers[-1]))
             advance(index + 1, scenes)
     everything = [answer for scene in answers for answer in scene]
     means = {
@@ -85,7 +86,6 @@ def run_demo(choice: ModelChoice, out: Path, scenes: int, seed: int) -> None:
             for file, scene in zip(files, answers, strict=True)
         ],
         "mean": {name: round(value, 6) for name, value in means.items()},
-        **({} if choice.note is None else {"note": choice.note}),
     }
     write_whole(out / "index.json", (json.dumps(index_content, indent=2) + "\n").encode())
     _print(answers, means)
@@ -124,9 +124,7 @@ def choose(descriptions: Sequence[Description]) -> list[Description]:
     return [chosen[kind] for kind in sorted(chosen)]
 
 
-def _figure(example: Example, answers: Sequence[Answer], note: str | None) -> bytes:
-    import io
-
+def _figure(example: Example, answers: Sequence[Answer]) -> bytes:
     from promptris.visualize import comparison_row, panel
 
     rows = [
@@ -141,8 +139,7 @@ def _figure(example: Example, answers: Sequence[Answer], note: str | None) -> by
         )
         for answer in answers
     ]
-    end = "" if note is None else f" [{note}]"
-    titles = [f"{answer.description.text} ({answer.description.kind}){end}" for answer in answers]
+    titles = [f"{answer.description.text} ({answer.description.kind})" for answer in answers]
     buffer = io.BytesIO()
     panel(rows, titles, _TILE).save(buffer, format="PNG")
     return buffer.getvalue()

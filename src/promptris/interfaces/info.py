@@ -37,13 +37,14 @@ def show_info(choice: ModelChoice, preset: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    table = new_table("part", "trainable", "frozen", title=facts["model"])
+    table = new_table("part", "trainable", "frozen")
     *parts, total = facts["parameters"]
     for part in parts:
         table.add_row(part["part"], f"{part['trainable']:,}", f"{part['frozen']:,}")
     table.add_section()
     table.add_row("total", f"{total['trainable']:,}", f"{total['frozen']:,}")
-    print_table(table)
+    print_table(table, facts["model"])
+    print()
     details = new_table("", "", words=2)
     for name, value in (
         *facts["input"].items(),

@@ -64,11 +64,12 @@ class ModelChoice:
         Raises:
             InputError: when there is no such model or device.
         """
+        self.check()
+
         from promptris.modeling.build import build_random
         from promptris.modeling.presets import PRESETS
         from promptris.predictor import Predictor, load, place
 
-        self.check()
         name = self.name or DEFAULT_MODEL
         if self.random:
             predictor = Predictor(place(build_random(name), self.device, self.dtype), self.threshold)

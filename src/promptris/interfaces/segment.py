@@ -60,7 +60,6 @@ def segment(
     Raises:
         InputError: when there is nothing to answer, or the model cannot be loaded.
     """
-    choice.check()
     jobs, count = _jobs(image, expressions, out)
     facts = {"model": choice.shown_name, "threshold": choice.threshold}
     writer = PredictionWriter(out, formats, facts, choice.note)
@@ -145,8 +144,11 @@ def _jobs(image: str, expressions: Sequence[str], out: Path) -> tuple[Iterable[J
                 f"the expression {expression!r} is a file: put a glob in quotes, 'photos/*.jpg', so that the "
                 "shell leaves it to promptris"
             )
-    jobs = [Job(path, tuple(expressions)) for path in find_images(image, out)]
-    return jobs, len(jobs)
+    try:
+        paths = find_images(image, out)
+    except OSError as error:
+        raise InputError(f"cannot read {image[:80]!r}: {error.strerror or error}") from error
+    return [Job(path, tuple(expressions)) for path in paths], len(paths)
 
 
 def _jobs_from_lines(lines: Iterable[bytes]) -> Iterator[Job | InputError]:

@@ -53,23 +53,26 @@ def print_record(record: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
-def new_table(*columns: str, title: str | None = None, words: int = 1) -> Table:
+def new_table(*columns: str, words: int = 1) -> Table:
     """A table whose first `words` columns hold text and the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < words else "right", overflow="fold")
     return table
 
 
-def print_table(table: Table) -> None:
-    """A table on stdout; its text is shown as it is, without markup."""
+def print_table(table: Table, title: str | None = None) -> None:
+    """A table on stdout, its title above it; text is shown as it is, without markup."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    if title is not None:
+        console.print(title)
+    console.print(table)
 
 
 def percent(fraction: float) -> str:
@@ -77,9 +80,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def metrics_table(evaluation: Evaluation, title: str) -> Table:
+def metrics_table(evaluation: Evaluation) -> Table:
     """The metrics of an evaluation in percent: final masks, coarse masks, each kind of expression."""
-    table = new_table("masks", *_COLUMNS, "expressions", title=title)
+    table = new_table("masks", *_COLUMNS, "expressions")
     rows = {"final": evaluation.final, "coarse": evaluation.coarse}
     rows |= {f"final, {kind}": scores for kind, scores in evaluation.by_kind.items()}
     for name, scores in rows.items():

@@ -58,13 +58,14 @@ class CrossAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(nn.Module):
     """Two-layer perceptron with GELU."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
+        super().__init__()
+        self.in_proj = nn.Linear(dim, hidden_dim)
+        self.out_proj = nn.Linear(hidden_dim, dim)
 
-    @property
-    def out_proj(self) -> nn.Module:
-        """The layer that writes into the residual stream."""
-        return self[2]
+    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
+        """The block's contribution, to be added to the stream."""
+        return self.out_proj(F.gelu(self.in_proj(x)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SamConfig, SamModel
 
 from promptris.config import PromptRISConfig
@@ -125,12 +126,13 @@ class ParameterCount:
 def count_parameters(model: PromptRIS) -> list[ParameterCount]:
     """Trainable and frozen parameters per part, and their total as the last entry.
 
+    CLIP's temperature is counted with its text tower.
     A matrix that two modules share (SAM's position matrix) is counted once.
     """
     clip, sam = model.clip.clip, model.sam.sam
-    parts = {
+    parts: dict[str, list[nn.Module]] = {
         "CLIP image tower": [clip.vision_model, clip.visual_projection],
-        "CLIP text tower": [clip.text_model, clip.text_projection],
+        "CLIP text tower": [clip.text_model, clip.text_projection, nn.ParameterList([clip.logit_scale])],
         "SAM image encoder": [sam.vision_encoder],
         "SAM prompt encoder": [sam.prompt_encoder],
         "SAM mask decoder": [sam.mask_decoder],

@@ -38,25 +38,23 @@ class CrossModalDecoderLayer(nn.Module):
         image: Float[Tensor, "B N_C D_C"],
         text: Float[Tensor, "B T D_C"],
         word_mask: Bool[Tensor, "B T"],
+        code: Float[Tensor, "_ D_C"],
     ) -> tuple[Float[Tensor, "B N_C D_C"], Float[Tensor, "B T D_C"]]:
-        """The updated streams."""
+        """The updated streams; `code` is added to the image tokens wherever they are read."""
         if self.image_self is not None and self.image_self_norm is not None:
-            normed = self.image_self_norm(image)
+            normed = self.image_self_norm(image) + code
             image = image + self.image_self(normed, normed)
-        image_normed, text_normed = self.image_norm(image), self.text_norm(text)
+        image_normed, text_normed = self.image_norm(image) + code, self.text_norm(text)
         image = image + self.image_to_text(image_normed, text_normed, word_mask)
         text = text + self.text_to_image(text_normed, image_normed)
-        image = image + self.image_ffn(self.image_ffn_norm(image))
+        image = image + self.image_ffn(self.image_ffn_norm(image) + code)
         text = text + self.text_ffn(self.text_ffn_norm(text))
         return image, text
 
     def residual_outputs(self) -> list[nn.Linear]:
         """The layers that write into the residual streams."""
-        attentions = [self.image_to_text, self.text_to_image]
-        if self.image_self is not None:
-            attentions.append(self.image_self)
-        writers = [attention.out_proj for attention in attentions]
-        return [*writers, self.image_ffn.out_proj, self.text_ffn.out_proj]  # type: ignore[list-item]
+        blocks = [self.image_to_text, self.text_to_image, self.image_self, self.image_ffn, self.text_ffn]
+        return [block.out_proj for block in blocks if block is not None]
 
 
 class CrossModalDecoder(nn.Module):
@@ -70,7 +68,8 @@ class CrossModalDecoder(nn.Module):
         heads: attention heads.
         ffn_ratio: feed-forward width over `dim`.
         self_attention: see `CrossModalDecoderLayer`.
-        position_signal: add a 2-D sine-cosine code to the image tokens.
+        position_signal: every block reads the image tokens with a 2-D sine-cosine code added; the tokens
+            themselves stay without it, so the response map does too.
         initial_bias: initial value of the map's bias.
 
     Raises:
@@ -91,7 +90,9 @@ class CrossModalDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if position_signal and dim % 4:
-            raise InputError(f"decoder.position_signal needs a decoder.dim that is a multiple of 4, not {dim}")
+            raise InputError(
+                f"decoder.position_signal needs a decoder.dim that is a multiple of 4, not {dim}"
+            )
         self.dim = dim
         self.position_signal = position_signal
         self.image_proj = nn.Linear(image_dim, dim)
@@ -117,10 +118,11 @@ class CrossModalDecoder(nn.Module):
             grid: (H_C, W_C), with H_C·W_C = N_C.
         """
         image, text = self.image_proj(image_tokens), self.text_proj(text_tokens)
-        if self.position_signal:
-            image = image + sine_cosine_code(grid, self.dim, image)
+        code = (
+            sine_cosine_code(grid, self.dim, image) if self.position_signal else image.new_zeros(1, self.dim)
+        )
         for layer in self.layers:
-            image, text = layer(image, text, word_mask)
+            image, text = layer(image, text, word_mask, code)
         sentence = text[torch.arange(len(text), device=text.device), last_word(word_mask)]
         response = torch.einsum("bnd,bd->bn", image, sentence) / math.sqrt(self.dim) + self.bias
         return response.unflatten(1, grid)
@@ -151,6 +153,7 @@ class CrossModalDecoder(nn.Module):
             linear.weight.copy_(projection.weight * (wanted / typical_norm))
             linear.bias.zero_()
         for layer in self.layers:
+            assert isinstance(layer, CrossModalDecoderLayer)
             for writer in layer.residual_outputs():
                 writer.weight.mul_(residual_scale)
                 writer.bias.mul_(residual_scale)

@@ -133,6 +133,8 @@ PRESETS: dict[str, Preset] = {
             "patch_size": 8,
             "window_size": 8,
             "global_attn_indexes": [1, 3],
+            # Exact GELU takes a sixth of a training step at this width on a CPU.
+            "hidden_act": "relu",
             "use_rel_pos": False,
         },
         sam_dim=64,

@@ -20,6 +20,7 @@ from promptris.modeling.tokenizer import load_tokenizer
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_KEYS = ("format_version", "full", "model", "clip_config", "sam_config", "sources")
 _FILES = [
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -155,6 +156,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != "promptris":
         raise InputError(f"{path} is not a promptris model's configuration")
+    missing = [key for key in _KEYS if key not in config]
+    if not missing and not config["full"]:
+        missing = [f"sources.{tower}" for tower in ("clip", "sam") if tower not in config["sources"]]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: it is damaged, get the model again")
     if config["format_version"] > FORMAT_VERSION:
         raise InputError(f"{path} was written by a newer promptris: update the package to read it")
     return config
@@ -167,7 +173,10 @@ def _find_folder(name: str | Path) -> Path:
     if folder.exists():
         raise InputError(f"{name} is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        raise InputError(f"there is no model folder {name}")
+        raise InputError(
+            f"there is no model folder {name}: give a built-in name (tiny), a folder written by "
+            "save_pretrained, or a hub id such as owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PLATEAU = 1e-5
+"""Logits this close to the highest one, as a share of the map's range, count as equally high."""
+
 
 def gumbel_one_hot(
     logits: Float[Tensor, "B P"], temperature: float = 1.0, generator: torch.Generator | None = None
@@ -35,5 +38,10 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def highest_position(logits: Float[Tensor, "B P"]) -> Int[Tensor, " B"]:
-    """[B] index of the highest logit: the point taken at inference."""
-    return logits.argmax(dim=-1)
+    """[B] index of the highest logit, the point taken at inference; of equally high ones the first.
+
+    Upsampling leaves plateaus, at image borders above all, whose cells differ by rounding alone. Counting
+    them as equal keeps the point the same in any batch and on any device.
+    """
+    highest, lowest = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
+    return (logits >= highest - PLATEAU * (highest - lowest)).int().argmax(dim=-1)

@@ -33,6 +33,7 @@ class TrainConfig:
         expressions_per_image: b.
         stages: one after the other.
         lr: learning rate at the start.
+        warmup: steps over which the learning rate rises from 0 at the start of the run.
         decay_power: of the polynomial decay.
         weight_decay: of AdamW, on matrices.
         gradient_clip: largest norm of the gradient; 0 leaves it alone.
@@ -48,6 +49,7 @@ class TrainConfig:
     expressions_per_image: int = 4
     stages: tuple[Stage, ...] = (Stage(20, sam=False), Stage(30, sam=True))
     lr: float = 1e-4
+    warmup: int = 0
     decay_power: float = 0.9
     weight_decay: float = 0.01
     gradient_clip: float = 0.0

@@ -72,7 +72,7 @@ def tune(
         needs_sam=lambda step: schedule.needs_sam(step),
     )
     schedule = Schedule.from_epochs(
-        config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power
+        config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power, config.warmup
     )
     checkpoint = StepCheckpoint(out / "last.ckpt", config.checkpoint_seconds)
     model.train()

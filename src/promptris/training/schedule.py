@@ -19,15 +19,19 @@ class Schedule:
         ends: step at which each stage ends.
         lr: learning rate at the start of the run.
         power: of the polynomial decay.
+        warmup: steps of linear warm-up at the start of the run.
     """
 
     stages: tuple[Stage, ...]
     ends: tuple[int, ...]
     lr: float
     power: float
+    warmup: int = 0
 
     @classmethod
-    def from_epochs(cls, stages: Sequence[Stage], steps_per_epoch: int, lr: float, power: float) -> Schedule:
+    def from_epochs(
+        cls, stages: Sequence[Stage], steps_per_epoch: int, lr: float, power: float, warmup: int = 0
+    ) -> Schedule:
         """Stages given in epochs; an `InputError` when one has no step at all."""
         lengths = [round(stage.epochs * steps_per_epoch) for stage in stages]
         if not lengths or min(lengths) < 1:
@@ -35,7 +39,7 @@ class Schedule:
                 f"every training stage needs at least one step; the stages of {[s.epochs for s in stages]} "
                 f"epochs have {lengths} steps with {steps_per_epoch} steps per epoch"
             )
-        return cls(tuple(stages), tuple(accumulate(lengths)), lr, power)
+        return cls(tuple(stages), tuple(accumulate(lengths)), lr, power, warmup)
 
     @property
     def total(self) -> int:
@@ -51,10 +55,11 @@ class Schedule:
         return self.stages[self.stage_number(step)].sam
 
     def learning_rate(self, step: int) -> float:
-        """Polynomial decay, over the run or, where a stage has its own rate, over the stage."""
+        """Warm-up, then polynomial decay over the run or, where a stage has its own rate, over the stage."""
         number = self.stage_number(step)
         own = self.stages[number].lr
         start = self.ends[number - 1] if number and own is not None else 0
         end = self.ends[number] if own is not None else self.total
         left = max(0.0, 1 - (step - start) / (end - start))
-        return (self.lr if own is None else own) * left**self.power
+        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return (self.lr if own is None else own) * left**self.power * risen

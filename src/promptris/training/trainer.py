@@ -51,9 +51,10 @@ def fit_steps(
     if start >= total:
         return False
     with warnings.catch_warnings():
-        # Lightning's advice for other setups: frozen towers are meant to be in evaluation mode, batches of this
-        # size need no worker processes.
+        # Lightning's advice for other setups: frozen towers are meant to be in evaluation mode, small batches
+        # need no worker processes, and our loader starts at the right step by itself.
         warnings.filterwarnings("ignore", message=r".*in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -75,5 +76,9 @@ def fit_steps(
             ],
         )
         loader = step_loader(batches, total, start, workers)
-        trainer.fit(module, loader, ckpt_path=checkpoint.path if start else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint.path if start else None, weights_only=True)
+        except SystemExit as stop:
+            # Lightning answers Ctrl-C with an exit of its own.
+            raise KeyboardInterrupt from stop
     return True
