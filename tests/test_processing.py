@@ -334,9 +334,19 @@ def test_unknown_words_and_other_scripts_are_read(processor):
 
 
 @pytest.mark.parametrize("empty", ["", "   ", "\t\n"])
-def test_an_empty_expression_is_refused(processor, empty):
+def test_an_empty_expression_is_refused(empty):
     with pytest.raises(InputError, match="empty"):
-        processor.expressions(["red", empty])
+        check_expression(empty)
+
+
+def test_an_empty_sentence_of_a_benchmark_is_start_and_end(processor):
+    batch = processor.expressions(["red", ""])
+    assert batch.word_mask.sum(dim=1).tolist() == [3, 2]
+
+
+def test_broken_unicode_is_refused():
+    with pytest.raises(InputError, match=r"\\udcff.*not valid Unicode"):
+        check_expression("red \udcff")
 
 
 @pytest.mark.parametrize("other", [None, 3, b"red", ["red"]])

@@ -62,13 +62,9 @@ class Processor:
 
         Args:
             expressions: the users' texts; one that is longer than the context is cut, with a warning.
-            image_index: the image each is about; all about image 0 when not given.
-
-        Raises:
-            InputError: for an expression without any word.
+            image_index: the image each is about; all about image 0 when not given. Whether they say anything
+                is for the caller to check (`check_expression`): benchmarks hold a few empty sentences.
         """
-        for expression in expressions:
-            check_expression(expression)
         encoded = self.tokenizer(list(expressions), add_special_tokens=True, verbose=False)["input_ids"]
         longest = max((len(ids) for ids in encoded), default=2)
         if longest > self.context_length:
@@ -116,10 +112,14 @@ def check_expression(expression: str) -> str:
     """The expression itself.
 
     Raises:
-        InputError: when it is not text or holds no word.
+        InputError: when it is not text, holds no word, or is not valid Unicode.
     """
     if not isinstance(expression, str):
         raise InputError(f"an expression must be text, not {type(expression).__name__}")
+    try:
+        expression.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the expression {ascii(expression)[:60]} is not valid Unicode text") from None
     if not expression.strip():
         raise InputError("the expression is empty: describe what to segment, for example 'the red circle'")
     return expression

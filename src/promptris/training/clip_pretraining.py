@@ -118,7 +118,7 @@ class ClipPretraining(TowerPretraining):
         seed: of the initial weights.
     """
 
-    loss_terms = ("region", "sigmoid", "attribute", "caption")
+    loss_terms = ("region", "sigmoid", "attribute", "caption", "word")
 
     def __init__(self, config: PretrainingConfig, preset: str = "refshapes", seed: int = 0) -> None:
         super().__init__(config)
@@ -145,6 +145,7 @@ class ClipPretraining(TowerPretraining):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(clip_config.projection_dim, len(v)) for name, v in PROPERTY_VALUES.items()}
         )
+        self.word_head = nn.Linear(text.hidden_size, text.vocab_size)
 
     def batches(self) -> RegionBatches:
         """Training batches."""
@@ -158,15 +159,23 @@ class ClipPretraining(TowerPretraining):
         pooled = torch.einsum("rn,rnd->rd", weights, projected[:, 1:][scene_index])
         return F.normalize(pooled, dim=-1), F.normalize(projected[:, 0], dim=-1)
 
-    def text_features(self, input_ids: Tensor, word_mask: Tensor) -> Tensor:
-        """Unit features of phrases [P, D]."""
-        pooled = self.clip.text_model(input_ids=input_ids, attention_mask=word_mask.long()).pooler_output
-        return F.normalize(self.clip.text_projection(pooled), dim=-1)
+    def text_features(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit features of phrases [P, D], and their words' last hidden states [P, T, D_T]."""
+        output = self.clip.text_model(input_ids=input_ids, attention_mask=word_mask.long())
+        return F.normalize(self.clip.text_projection(output.pooler_output), dim=-1), output.last_hidden_state
+
+    def word_loss(self, hidden: Tensor, input_ids: Tensor, word_mask: Tensor) -> Tensor:
+        """Cross-entropy of telling each word from its last hidden state.
+
+        The prompts and the decoder read every word, also those that tell nothing about a single region ("above",
+        "of"), which a contrast of regions alone lets the tower forget.
+        """
+        return F.cross_entropy(self.word_head(hidden[word_mask]), input_ids[word_mask])
 
     def losses(self, batch: RegionBatch) -> dict[str, Tensor]:
         regions, images = self.region_features(batch.pixels, batch.scene_index, batch.weights)
-        phrases = self.text_features(batch.input_ids, batch.word_mask)
-        sentences = self.text_features(batch.caption_ids, batch.caption_mask)
+        phrases, phrase_words = self.text_features(batch.input_ids, batch.word_mask)
+        sentences, sentence_words = self.text_features(batch.caption_ids, batch.caption_mask)
         scale = self.clip.logit_scale.clamp(max=math.log(100.0)).exp()
         logits = scale * phrases @ regions.T
         region = (multi_positive(logits, batch.positive) + multi_positive(logits.T, batch.positive.T)) / 2
@@ -185,8 +194,18 @@ class ClipPretraining(TowerPretraining):
         similarity = scale * sentences @ images.T
         target = torch.arange(len(images), device=similarity.device)
         whole = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
-        terms = {"region": region, "sigmoid": sigmoid, "attribute": attribute, "caption": whole}
-        return {"loss": region + sigmoid + attribute + 0.3 * whole, **terms}
+        word = (
+            self.word_loss(phrase_words, batch.input_ids, batch.word_mask)
+            + self.word_loss(sentence_words, batch.caption_ids, batch.caption_mask)
+        ) / 2
+        terms = {
+            "region": region,
+            "sigmoid": sigmoid,
+            "attribute": attribute,
+            "caption": whole,
+            "word": word,
+        }
+        return {"loss": region + sigmoid + attribute + 0.3 * whole + 0.3 * word, **terms}
 
     def gate(self) -> dict[str, float]:
         """Zero-shot accuracy per property over held-out objects: which of "the red thing", ... fits best."""
@@ -205,7 +224,7 @@ class ClipPretraining(TowerPretraining):
             total += len(batch.codes)
             for i, (name, prompt) in enumerate(prompts.items()):
                 text = self.processor.expressions([prompt.format(value) for value in PROPERTY_VALUES[name]])
-                features = self.text_features(text.input_ids, text.word_mask)
+                features, _ = self.text_features(text.input_ids, text.word_mask)
                 best = (regions[: len(batch.codes)] @ features.T).argmax(dim=1)
                 right[name] += int((best == batch.codes[:, i]).sum())
         return {f"zero_shot_{name}": round(count / total, 4) for name, count in right.items()}

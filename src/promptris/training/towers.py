@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,15 @@ def pretrain_tower(
 
 
 def _pretrain_alone(name: TowerName, config: TowersConfig, folder: Path, seed: int, resume: bool) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Two processes with one thread each beat two threads for towers of this size.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     pretrain_tower(name, config, folder, seed, resume)
+
+
+def _exit_with_parent() -> None:
+    """A run that is killed takes its helpers with it; their checkpoints are there to resume from."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -65,7 +65,7 @@ def describe(scene: Scene, masks: NDArray[np.bool_], rng: np.random.Generator) -
     targets = describable(scene, masks)
     if not targets:
         return []
-    draw = _Draw(rng)
+    draw = Draw(rng)
     found: dict[str, Description] = {}
     per_object = dict.fromkeys(targets, 0)
     per_kind = dict.fromkeys(KINDS, 0)
@@ -94,7 +94,7 @@ def describe(scene: Scene, masks: NDArray[np.bool_], rng: np.random.Generator) -
     return [listed[k] for k in kept]
 
 
-class _Draw:
+class Draw:
     """Cheap random choices from one numpy generator."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -113,7 +113,7 @@ class _Draw:
         return items[int(self() * len(items))]
 
 
-def _propose(kind: Kind, scene: Scene, target: int, draw: _Draw) -> str | None:
+def _propose(kind: Kind, scene: Scene, target: int, draw: Draw) -> str | None:
     if kind == "attribute":
         phrase = _unique_phrase(scene, target, draw)
         return None if phrase is None else _article(draw) + phrase
@@ -122,7 +122,7 @@ def _propose(kind: Kind, scene: Scene, target: int, draw: _Draw) -> str | None:
     return _propose_relation(scene, target, draw)
 
 
-def _article(draw: _Draw) -> str:
+def _article(draw: Draw) -> str:
     return "the " if draw.chance(0.55) else ""
 
 
@@ -141,7 +141,7 @@ def _alike(scene: Scene, shape: ShapeObject, properties: tuple[str, ...]) -> lis
     ]
 
 
-def _unique_phrase(scene: Scene, target: int, draw: _Draw) -> str | None:
+def _unique_phrase(scene: Scene, target: int, draw: Draw) -> str | None:
     """A noun phrase with a smallest set of properties that no other object shares, sometimes one more."""
     shape = scene.objects[target]
     for size in range(1, len(_PROPERTIES) + 1):
@@ -153,11 +153,11 @@ def _unique_phrase(scene: Scene, target: int, draw: _Draw) -> str | None:
                 # Colour and category are what people add unasked.
                 likely = [name for name in missing if name in ("color", "category")]
                 subset = (*subset, draw.pick(likely or missing))
-            return _noun_phrase(shape, subset, draw)
+            return noun_phrase(shape, subset, draw)
     return None
 
 
-def _noun_phrase(shape: ShapeObject, properties: tuple[str, ...], draw: _Draw, tails: bool = True) -> str:
+def noun_phrase(shape: ShapeObject, properties: tuple[str, ...], draw: Draw, tails: bool = True) -> str:
     """Words for some of an object's properties in one of several orders, without an article.
 
     With `tails` a property may stand behind the noun: "ring with stripes", "ring that is red".
@@ -185,7 +185,7 @@ def _noun_phrase(shape: ShapeObject, properties: tuple[str, ...], draw: _Draw, t
     return " ".join([*front, noun]) + tail
 
 
-def _group_properties(scene: Scene, target: int, draw: _Draw) -> tuple[str, ...]:
+def _group_properties(scene: Scene, target: int, draw: Draw) -> tuple[str, ...]:
     """Properties that the target shares with at least one other object; empty: every object."""
     shape = scene.objects[target]
     roll = draw()
@@ -207,7 +207,7 @@ def _group_properties(scene: Scene, target: int, draw: _Draw) -> tuple[str, ...]
     return fitting[0] if roll < 0.75 else draw.pick(fitting)
 
 
-def _propose_location(scene: Scene, target: int, draw: _Draw) -> str | None:
+def _propose_location(scene: Scene, target: int, draw: Draw) -> str | None:
     shape = scene.objects[target]
     properties = _group_properties(scene, target, draw)
     group = _alike(scene, shape, properties)
@@ -230,22 +230,22 @@ def _propose_location(scene: Scene, target: int, draw: _Draw) -> str | None:
     if draw.chance(0.5):
         return (
             _article(draw)
-            + _place_adjective(direction, draw)
+            + place_adjective(direction, draw)
             + " "
-            + _noun_phrase(shape, properties, draw, False)
+            + noun_phrase(shape, properties, draw, False)
         )
-    noun = _noun_phrase(shape, properties, draw, False)
+    noun = noun_phrase(shape, properties, draw, False)
     return _article(draw) + noun + " " + draw.pick(words.PLACE_PHRASES[direction])
 
 
-def _place_adjective(direction: str, draw: _Draw) -> str:
+def place_adjective(direction: str, draw: Draw) -> str:
     if " " not in direction:
         return draw.pick(words.EXTREME_WORDS[direction])
     vertical, horizontal = direction.split()
     return f"{draw.pick(words.VERTICAL_WORDS[vertical])} {horizontal}"
 
 
-def _propose_relation(scene: Scene, target: int, draw: _Draw) -> str | None:
+def _propose_relation(scene: Scene, target: int, draw: Draw) -> str | None:
     others = [i for i in range(len(scene.objects)) if i != target]
     if not others:
         return None
@@ -258,5 +258,5 @@ def _propose_relation(scene: Scene, target: int, draw: _Draw) -> str | None:
     anchor_phrase = _unique_phrase(scene, anchor, draw)
     if anchor_phrase is None:
         return None
-    head = _noun_phrase(shape, properties, draw, False)
+    head = noun_phrase(shape, properties, draw, False)
     return f"{_article(draw)}{head} {draw.pick(words.RELATION_PHRASES[side])} the {anchor_phrase}"

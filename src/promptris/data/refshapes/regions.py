@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptris.data.refshapes import words
+from promptris.data.refshapes.expressions import Draw, noun_phrase, place_adjective
 from promptris.data.refshapes.scene import Scene
 from promptris.data.refshapes.shapes import ShapeObject
 
@@ -25,6 +26,9 @@ PROPERTY_VALUES: dict[str, tuple[str, ...]] = {
 }
 ANY = -1
 """In a phrase's code: the phrase says nothing about this property."""
+# What a phrase may name besides the place, as `expressions.noun_phrase` calls it, and how often it does.
+_NAMED: tuple[str, ...] = ("category", "color", "texture", "size_name")
+_NAMED_SHARES = (0.75, 0.5, 0.3, 0.3)
 # Objects between two thirds are neither on the one side nor on the other.
 _SIDE_LIMITS = (0.4, 0.6)
 
@@ -71,50 +75,52 @@ def region_phrase(
         rng: source of chance.
         place_share: how often the phrase also names the object's place in the image.
     """
+    draw = Draw(rng)
     code = region_code(shape, size)
-    keep = [rng.random() < share for share in (0.75, 0.5, 0.3, 0.3)]
+    keep = [draw.chance(share) for share in _NAMED_SHARES]
     if not any(keep):
-        keep[int(rng.integers(4))] = True
-    placed = rng.random() < place_share
+        keep[int(rng.integers(len(keep)))] = True
+    named = tuple(name for name, kept in zip(_NAMED, keep, strict=True) if kept)
     asked = tuple(value if kept else ANY for value, kept in zip(code, keep, strict=False))
-    noun = shape.category if keep[0] else _pick(rng, words.GENERIC_NOUNS)
-    adjectives = [
-        *([_pick(rng, words.SIZE_WORDS[shape.size_name])] if keep[3] else []),
-        *([_pick(rng, words.TEXTURE_WORDS[shape.texture])] if keep[2] else []),
-        *([shape.color] if keep[1] else []),
-    ]
-    if rng.random() < 0.3:
-        adjectives.reverse()
-    text = " ".join([*adjectives, noun])
     place: tuple[int, int] = (ANY, ANY)
-    if placed:
-        text, place = _place(text, code[4], code[5], rng)
-    article = ("", "the ", "a ")[int(rng.choice(3, p=(0.5, 0.35, 0.15)))]
+    if draw.chance(place_share):
+        text, place = _place(noun_phrase(shape, named, draw, tails=False), code[4], code[5], draw)
+    else:
+        text = noun_phrase(shape, named, draw)
+    article = draw.pick(("", "", "the ", "a "))
     return Phrase(article + text, (*asked, *place))
 
 
-def caption(scene: Scene, rng: np.random.Generator, most: int = 3) -> str:
-    """A sentence that names some of a scene's objects, in random order."""
-    count = min(most, len(scene.objects))
-    chosen = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:count]]
-    parts = [region_phrase(shape, scene.size, rng).text for shape in chosen]
-    return " and ".join(parts)
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A sentence about two or three of a scene's objects: where one is from another, or what there is."""
+    draw = Draw(rng)
+    shapes = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:3]]
+    if len(shapes) > 1 and draw.chance(0.7):
+        shapes = shapes[:2]
+        link = draw.pick(words.RELATION_PHRASES[_side(*shapes)])
+    else:
+        link = "and"
+    return f" {link} ".join(region_phrase(shape, scene.size, rng).text for shape in shapes)
 
 
-def _place(text: str, column: int, row: int, rng: np.random.Generator) -> tuple[str, tuple[int, int]]:
+def _side(first: ShapeObject, second: ShapeObject) -> str:
+    """The direction in which `first` lies from `second`."""
+    dx, dy = (a - b for a, b in zip(first.center, second.center, strict=True))
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "top" if dy < 0 else "bottom"
+
+
+def _place(text: str, column: int, row: int, draw: Draw) -> tuple[str, tuple[int, int]]:
     """The phrase with the object's place added, and what it then asks of column and row."""
     across, down = ("left", "", "right")[column], ("top", "", "bottom")[row]
     # Half of the phrases for a corner name one side only.
-    if across and down and rng.random() < 0.5:
-        across, down = (across, "") if rng.random() < 0.5 else ("", down)
+    if across and down and draw.chance(0.5):
+        across, down = (across, "") if draw.chance(0.5) else ("", down)
     direction = f"{down} {across}".strip()
     if not direction:
         return (f"{text} in the middle", (1, 1)) if (column, row) == (1, 1) else (text, (ANY, ANY))
     asked = (column if across else ANY, row if down else ANY)
-    if rng.random() < 0.5:
-        return f"{direction} {text}", asked
-    return f"{text} {_pick(rng, words.PLACE_PHRASES[direction])}", asked
-
-
-def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    return choices[int(rng.integers(len(choices)))]
+    if draw.chance(0.5):
+        return f"{place_adjective(direction, draw)} {text}", asked
+    return f"{text} {draw.pick(words.PLACE_PHRASES[direction])}", asked
