@@ -245,7 +245,7 @@ def _load_transformers(source: str, family: _Family, *, offline: bool, hub: bool
     import transformers
 
     model_class = getattr(transformers, family.model_class)
-    with _quiet_transformers(bars=hub):
+    with quiet_transformers(bars=hub):
         try:
             config, _ = model_class.config_class.get_config_dict(source, local_files_only=offline)
         except Exception as error:  # whatever the hub client, the network or the JSON raised
@@ -302,7 +302,7 @@ def _load_original(path: Path, family: _Family) -> nn.Module:
             state[target] = part.clone(memory_format=torch.contiguous_format)
 
     model_class = getattr(transformers, family.model_class)
-    with _quiet_transformers(bars=False):
+    with quiet_transformers(bars=False):
         module, info = model_class.from_pretrained(
             None,
             config=config,
@@ -431,7 +431,7 @@ def _as_float32(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet_transformers(*, bars: bool) -> Iterator[None]:
+def quiet_transformers(*, bars: bool) -> Iterator[None]:
     """Mutes transformers' load report, and its progress bars unless something may be downloading."""
     from transformers.utils import logging
 

@@ -20,6 +20,7 @@ from transformers import CLIPModel
 from promptris.data.refshapes import WorldOptions, render, sample_scene, vocabulary
 from promptris.data.refshapes.regions import PROPERTY_VALUES, caption, fits, region_code, region_phrase
 from promptris.data.refshapes.scene import stream
+from promptris.modeling.base_weights import quiet_transformers
 from promptris.modeling.presets import get_preset
 from promptris.modeling.tokenizer import build_word_tokenizer
 from promptris.ops.masks import pool_masks
@@ -230,8 +231,9 @@ class ClipPretraining(TowerPretraining):
         return {f"zero_shot_{name}": round(count / total, 4) for name, count in right.items()}
 
     def save(self, folder: Path) -> None:
-        self.clip.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with quiet_transformers(bars=False):
+            self.clip.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
 
 def multi_positive(logits: Tensor, positive: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,6 +131,8 @@ def pretrain(
     (work / "tower" / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     (work / METRICS_FILE).replace(work / "tower" / METRICS_FILE)
     (work / "tower").rename(folder)
+    figures = "  ".join(f"{figure} {value:.3f}" for figure, value in gate.items())
+    print(f"{name} pretrained in {seconds / 60:.1f} min  {figures}", file=sys.stderr, flush=True)
     checkpoint.path.unlink(missing_ok=True)
     work.rmdir()
     return gate

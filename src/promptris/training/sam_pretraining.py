@@ -15,6 +15,7 @@ from transformers import SamModel
 from promptris.data.refshapes import WorldOptions, render, sample_scene
 from promptris.data.refshapes.scene import stream
 from promptris.losses import dice_loss, mask_bce
+from promptris.modeling.base_weights import quiet_transformers
 from promptris.modeling.presets import get_preset
 from promptris.modeling.sam_adapter import FOREGROUND, SamAdapter
 from promptris.ops.masks import pool_masks, resize_logits
@@ -184,7 +185,8 @@ class SamPretraining(TowerPretraining):
         return figures
 
     def save(self, folder: Path) -> None:
-        self.sam.sam.save_pretrained(folder)
+        with quiet_transformers(bars=False):
+            self.sam.sam.save_pretrained(folder)
 
 
 def hard_iou(logits: Tensor, truth: Tensor) -> Tensor:
