@@ -70,6 +70,8 @@ def save_pretrained(model: PromptRIS, folder: Path, full: bool, dtype: torch.dty
     }
     partial = folder / (WEIGHTS_FILE + ".partial")
     save_file(stored, partial, metadata={"format": "pt"})
+    # safetensors gives its files to the owner alone; a model folder is meant to be shared.
+    partial.chmod(0o644)
     partial.replace(folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     model.tokenizer.save_pretrained(folder)
