@@ -46,9 +46,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_different_expressions_mean_different_objects(predictor):
     example = make_example(HELD_OUT_SEED, 0, WorldOptions())
     with_image = predictor.set_image(example.image)
-    ious = [
-        overlap(with_image.predict(d.text).mask, example.masks[d.target]) for d in example.descriptions
-    ]
+    ious = [overlap(with_image.predict(d.text).mask, example.masks[d.target]) for d in example.descriptions]
     assert np.mean(ious) > 0.5
 
 

@@ -275,7 +275,7 @@ def test_criterion_runs_in_float32_under_autocast() -> None:
     torch.testing.assert_close(overlap, pairwise_dice(outputs.coarse_logits_hr.sigmoid()))
 
 
-def test_criterion_checks_its_input() -> None:
+def test_criterion_checks_its_input(unchecked) -> None:
     outputs, targets = batch()
     with pytest.raises(InputError, match="resolution"):
         PromptRISCriterion()(outputs, SegmentationTargets(targets.masks[:, :3], targets.instance_id))

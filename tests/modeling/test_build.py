@@ -172,7 +172,9 @@ def test_every_setting_reaches_its_part(make_model):
     assert model.prompting.v2l[0].tokens.shape[0] == 5 and model.prompting.l2v[1].attention.heads == 2
     decoder = model.decoder
     assert len(decoder.layers) == 3 and decoder.layers[0].image_self is not None and decoder.position_signal
-    assert decoder.layers[2].image_ffn.in_proj.out_features == 72 and decoder.layers[0].image_to_text.heads == 2
+    assert (
+        decoder.layers[2].image_ffn.in_proj.out_features == 72 and decoder.layers[0].image_to_text.heads == 2
+    )
     assert decoder.bias.item() == pytest.approx(-30, abs=1)  # the fixture adds noise
     assert len(model.text_prompter.blocks) == 1
     assert model.text_prompter.blocks[0].cross_attention.heads == 8
