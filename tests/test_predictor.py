@@ -345,3 +345,21 @@ def test_auto_takes_what_is_there(make_model):
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else apple)
     assert pick_device("cpu") == torch.device("cpu")
     assert next(place(make_model(), "cpu").parameters()).dtype == torch.float32
+
+
+def test_the_predictor_answers_about_the_image_set_last(make_model):
+    predictor = Predictor(make_model())
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(2))
+    with pytest.raises(InputError, match="set_image"):
+        predictor.predict("red")
+    with_first = predictor.set_image(first)
+    assert np.array_equal(predictor.predict("red").mask, with_first.predict("red").mask)
+    with_second = predictor.set_image(second)
+    assert [p.expression for p in predictor.predict(["a", "b"])] == ["a", "b"]
+    assert np.array_equal(predictor.predict("red").coarse_mask, with_second.predict("red").coarse_mask)
+
+
+def test_a_click_that_is_no_triple_is_named(with_image):
+    with pytest.raises(InputError, match=r"\(1, 2\) is not \(x, y, label\)"):
+        with_image.predict("red", points=[(1, 2)])

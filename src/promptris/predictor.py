@@ -84,6 +84,7 @@ class Predictor:
         self.processor: Processor = model.processor()
         self.threshold, self.expressions_per_pass = threshold, expressions_per_pass
         self.device = next(model.parameters()).device
+        self._latest: ImagePredictor | None = None
 
     def set_image(self, image: ImageLike) -> ImagePredictor:
         """Encode an image once, to answer any number of expressions about it.
@@ -91,11 +92,45 @@ class Predictor:
         Args:
             image: path, PIL image, bytes or H x W x 3 uint8 RGB array.
 
+        Returns:
+            a predictor for this image; `predict` of this object answers about the image set last.
+
         Raises:
             InputError: when it cannot be read.
         """
         pixels = load_image(image)
-        return ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
+        self._latest = ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
+        return self._latest
+
+    @overload
+    def predict(
+        self, expression: str, *, prompts: tuple[PromptName, ...] | None = None, points: Sequence[Click] = ()
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        expression: list[str] | tuple[str, ...],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        expression: str | list[str] | tuple[str, ...],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> Prediction | list[Prediction]:
+        """As `ImagePredictor.predict`, about the image that was set last.
+
+        Raises:
+            InputError: when no image was set; otherwise as there.
+        """
+        if self._latest is None:
+            raise InputError("no image is set: call set_image before predict")
+        return self._latest.predict(expression, prompts=prompts, points=points)
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
@@ -144,12 +179,12 @@ class Predictor:
     def _prediction(
         self, expression: str, output: PromptRISOutput, row: int, size: tuple[int, int]
     ) -> Prediction:
-        coarse = self.processor.restore(output.coarse_logits_hr[row : row + 1], size)[0].float().sigmoid()
+        coarse = self.processor.restore(output.coarse_logits_hr[row : row + 1], size)[0].sigmoid()
         if output.mask_logits is None or output.predicted_iou is None or output.point_index is None:
             probability = coarse
             index = int(highest_position(output.coarse_logits_hr[row].reshape(1, -1)))
         else:
-            probability = self.processor.restore(output.mask_logits[row : row + 1], size)[0].float().sigmoid()
+            probability = self.processor.restore(output.mask_logits[row : row + 1], size)[0].sigmoid()
             index = int(output.point_index[row])
         mask = probability > self.threshold
         if output.predicted_iou is not None:
@@ -169,7 +204,10 @@ class Predictor:
         if not clicks:
             return None
         height, width = size
-        for x, y, label in clicks:
+        for click in clicks:
+            if len(click) != 3:
+                raise InputError(f"the click {click!r} is not (x, y, label)")
+            x, y, label = click
             if not (0 <= x < width and 0 <= y < height) or label not in (0, 1):
                 raise InputError(
                     f"the click {x:g},{y:g},{label} is not X,Y inside the {width} x {height} image with a label "

@@ -91,8 +91,8 @@ class Processor:
 
     @staticmethod
     def restore(logits: Float[Tensor, "B h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
-        """Logits at an image's own (height, width), undoing the stretch to a square."""
-        return resize_logits(logits, size)
+        """float32 logits at an image's own (height, width), undoing the stretch to a square."""
+        return resize_logits(logits.float(), size)
 
     @staticmethod
     def _square(image: Image.Image, side: int, how: Image.Resampling) -> Tensor:
