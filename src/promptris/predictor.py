@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,59 @@ class Prediction:
         return overlay(load_image(image), self.mask, point=self.point)
 
 
-class Predictor:
+class _AnswersExpressions(ABC):
+    """`predict`, for whatever knows the image that is asked about."""
+
+    @abstractmethod
+    def _current(self) -> ImagePredictor:
+        """The image that is asked about."""
+
+    @overload
+    def predict(
+        self,
+        expression: str,
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        expression: list[str] | tuple[str, ...],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        expression: str | list[str] | tuple[str, ...],
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+    ) -> Prediction | list[Prediction]:
+        """The mask of what the expression means; for a list of expressions, a list in the same order.
+
+        Args:
+            expression: one text or several.
+            prompts: SAM prompts to use ("mask", "point", "text"); None means the model's own.
+            points: clicks that correct the answer, (x, y, label) in the image's own pixels.
+
+        Raises:
+            InputError: when no image was set, for an empty expression, or for a click outside the image.
+        """
+        current = self._current()
+        texts = [expression] if isinstance(expression, str) else list(expression)
+        for text in texts:
+            check_expression(text)
+        answers = current.predictor.answer(
+            current.features, [current.size], texts, [0] * len(texts), prompts, points
+        )
+        return answers[0] if isinstance(expression, str) else answers
+
+
+class Predictor(_AnswersExpressions):
     """Answers expressions about images.
 
     Args:
@@ -102,35 +155,10 @@ class Predictor:
         self._latest = ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
         return self._latest
 
-    @overload
-    def predict(
-        self, expression: str, *, prompts: tuple[PromptName, ...] | None = None, points: Sequence[Click] = ()
-    ) -> Prediction: ...
-
-    @overload
-    def predict(
-        self,
-        expression: list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> list[Prediction]: ...
-
-    def predict(
-        self,
-        expression: str | list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> Prediction | list[Prediction]:
-        """As `ImagePredictor.predict`, about the image that was set last.
-
-        Raises:
-            InputError: when no image was set; otherwise as there.
-        """
+    def _current(self) -> ImagePredictor:
         if self._latest is None:
             raise InputError("no image is set: call set_image before predict")
-        return self._latest.predict(expression, prompts=prompts, points=points)
+        return self._latest
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
@@ -219,7 +247,7 @@ class Predictor:
         return Clicks(points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device))
 
 
-class ImagePredictor:
+class ImagePredictor(_AnswersExpressions):
     """One encoded image; made by `Predictor.set_image`.
 
     Args:
@@ -231,46 +259,8 @@ class ImagePredictor:
     def __init__(self, predictor: Predictor, features: ImageFeatures, size: tuple[int, int]) -> None:
         self.predictor, self.features, self.size = predictor, features, size
 
-    @overload
-    def predict(
-        self,
-        expression: str,
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> Prediction: ...
-
-    @overload
-    def predict(
-        self,
-        expression: list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> list[Prediction]: ...
-
-    def predict(
-        self,
-        expression: str | list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> Prediction | list[Prediction]:
-        """The mask of what the expression means; for a list of expressions, a list in the same order.
-
-        Args:
-            expression: one text or several.
-            prompts: SAM prompts to use ("mask", "point", "text"); None means the model's own.
-            points: clicks that correct the answer, (x, y, label) in the image's own pixels.
-
-        Raises:
-            InputError: for an empty expression or a click outside the image.
-        """
-        texts = [expression] if isinstance(expression, str) else list(expression)
-        for text in texts:
-            check_expression(text)
-        answers = self.predictor.answer(self.features, [self.size], texts, [0] * len(texts), prompts, points)
-        return answers[0] if isinstance(expression, str) else answers
+    def _current(self) -> ImagePredictor:
+        return self
 
 
 BUILT_IN_MODELS = ("tiny",)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class PretrainingConfig:
         return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-class TowerPretraining(L.LightningModule):
+class TowerPretraining(L.LightningModule, ABC):
     """AdamW with warm-up and cosine; subclasses give the loss.
 
     Args:
@@ -68,17 +69,17 @@ class TowerPretraining(L.LightningModule):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Named terms, `loss` among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gate(self) -> dict[str, float]:
         """Held-out measurements that say whether the tower is good enough to be frozen."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the tower as a transformers folder."""
-        raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One optimiser step's loss."""
