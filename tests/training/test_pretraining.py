@@ -212,3 +212,24 @@ def test_given_towers_are_not_pretrained(tmp_path: Path):
     config = TowersConfig(clip="openai/some", sam="facebook/other")
     assert prepare_towers(config, tmp_path, 0, False) == ("openai/some", "facebook/other")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_killed_after_its_last_step_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While the gate is measured, training is done but the tower's folder is not there yet."""
+    config = TowersConfig(sam_pretraining=PretrainingConfig(steps=2, scenes=2, warmup=1, gate_scenes=2))
+    pretrain_tower("sam", config, tmp_path / "whole", seed=0, resume=False)
+    original = SamPretraining.gate
+
+    def die(self):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(SamPretraining, "gate", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain_tower("sam", config, tmp_path / "cut", seed=0, resume=False)
+    monkeypatch.setattr(SamPretraining, "gate", original)
+    # The resumed process starts from other initial weights, so only loaded ones can agree.
+    pretrain_tower("sam", config, tmp_path / "cut", seed=1, resume=True)
+    whole, cut = (SamModel.from_pretrained(tmp_path / name / "sam").state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert (tmp_path / "cut" / "sam" / "metrics.csv").read_text().count("\n") == 3
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["sam"]

@@ -29,6 +29,12 @@ class StepCheckpoint(L.Callback):
             return 0
         return int(torch.load(self.path, map_location="cpu", weights_only=True)["global_step"])
 
+    def load_weights(self, module: L.LightningModule) -> None:
+        """Put the saved weights into a module; nothing may be missing or left over."""
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        module.on_load_checkpoint(state)
+        module.load_state_dict(state["state_dict"])
+
     def save(self, trainer: L.Trainer) -> None:
         """Save now."""
         partial = self.path.with_name(self.path.name + ".partial")

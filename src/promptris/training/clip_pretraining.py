@@ -21,6 +21,7 @@ from promptris.data.refshapes import WorldOptions, render, sample_scene, vocabul
 from promptris.data.refshapes.regions import PROPERTY_VALUES, caption, fits, region_code, region_phrase
 from promptris.data.refshapes.scene import stream
 from promptris.modeling.base_weights import quiet_transformers
+from promptris.modeling.cross_modal_decoder import sine_cosine_code
 from promptris.modeling.presets import get_preset
 from promptris.modeling.tokenizer import build_word_tokenizer
 from promptris.ops.masks import pool_masks
@@ -250,8 +251,6 @@ def multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
 @torch.no_grad()
 def _strengthen(clip: CLIPModel) -> None:
     """Larger initial scales than transformers', which are meant for wide models, and positions told apart."""
-    from promptris.modeling.cross_modal_decoder import sine_cosine_code
-
     embeddings = clip.vision_model.embeddings
     side = math.isqrt(embeddings.num_patches)
     weight: Any = embeddings.position_embedding.weight

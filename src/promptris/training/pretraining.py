@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -130,10 +131,9 @@ def pretrain(
     module.save(work / "tower")
     report = {"gate": gate, "seed": seed, "seconds": round(seconds, 1), "config": asdict(config)}
     (work / "tower" / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
-    (work / METRICS_FILE).replace(work / "tower" / METRICS_FILE)
+    shutil.copyfile(work / METRICS_FILE, work / "tower" / METRICS_FILE)
     (work / "tower").rename(folder)
     figures = "  ".join(f"{figure} {value:.3f}" for figure, value in gate.items())
     print(f"{name} pretrained in {seconds / 60:.1f} min  {figures}", file=sys.stderr, flush=True)
-    checkpoint.path.unlink(missing_ok=True)
-    work.rmdir()
+    shutil.rmtree(work)
     return gate

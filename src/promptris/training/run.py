@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from promptris.data.batches import ReferBatches
 from promptris.data.refer import ReferDataset, read_refer
@@ -69,6 +66,7 @@ def tune(
         config.expressions_per_image,
         config.word_deletion,
         recipe.seed,
+        # Looked up when a batch is made; the schedule needs the number of images first.
         needs_sam=lambda step: schedule.needs_sam(step),
     )
     schedule = Schedule.from_epochs(
@@ -76,7 +74,7 @@ def tune(
     )
     checkpoint = StepCheckpoint(out / "last.ckpt", config.checkpoint_seconds)
     model.train()
-    ran = fit_steps(
+    fit_steps(
         PromptRISTraining(model, config, schedule),
         batches,
         schedule.total,
@@ -89,15 +87,6 @@ def tune(
         config.workers,
         device,
     )
-    if not ran:
-        load_tuned(model, checkpoint.path)
-
-
-def load_tuned(model: PromptRIS, checkpoint: Path) -> None:
-    """Put the tuned parameters of a finished run's checkpoint into a model."""
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    tuned = {name.removeprefix("model."): value for name, value in state.items()}
-    model.load_state_dict(tuned, strict=False)
 
 
 def prepare_data(config: DataConfig, folder: Path) -> ReferDataset:

@@ -28,8 +28,8 @@ def fit_steps(
     gradient_clip: float = 0.0,
     workers: int = 0,
     accelerator: str = "cpu",
-) -> bool:
-    """Run the steps that are not done yet.
+) -> None:
+    """Run the steps that are not done yet; afterwards the module holds the weights of the last one.
 
     Args:
         module: gives the loss of a batch, and `loss_terms`, the names of its parts.
@@ -43,13 +43,11 @@ def fit_steps(
         gradient_clip: largest norm of the gradient; 0 leaves it alone.
         workers: processes that prepare batches.
         accelerator: "auto", "cpu", "cuda" or "mps".
-
-    Returns:
-        whether any step was run; False when the checkpoint is already at the end.
     """
     start = checkpoint.saved_step() if resume else 0
     if start >= total:
-        return False
+        checkpoint.load_weights(module)
+        return
     with warnings.catch_warnings():
         # Lightning's advice for other setups: frozen towers are meant to be in evaluation mode, small batches
         # need no worker processes, and our loader starts at the right step by itself.
@@ -81,4 +79,3 @@ def fit_steps(
         except SystemExit as stop:
             # Lightning answers Ctrl-C with an exit of its own.
             raise KeyboardInterrupt from stop
-    return True
