@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import promptris
-from promptris.data.refer import read_refer
+from promptris.data.readers.refer import read_refer
 from promptris.data.refshapes import WorldOptions, make_example
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.evaluation.protocol import evaluate

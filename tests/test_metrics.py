@@ -1,4 +1,4 @@
-"""The metrics over four samples worked out by hand, and what must not change them."""
+"""The metrics over a few samples worked out by hand, and what must not change them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from promptris.errors import InputError
-from promptris.metrics import RISMetrics, iou_from_counts
+from promptris.metrics import GRESMetrics, RISMetrics, iou_from_counts
 from promptris.ops.masks import BoolMask
 
 
@@ -153,3 +155,134 @@ def test_sums_do_not_overflow() -> None:
         metrics.update(big, big, k, k)
     assert metrics.compute()["oIoU"] == 1.0
     assert iou_from_counts(2**40, 2**41) == 0.5
+
+
+# ------------------------------------------------------------------------------------------ generalised RIS
+
+# (predicted pixels, true pixels): what counts for I and U with min_pixels 0, then with 3.
+GRES_SAMPLES = [
+    (0, 0),  # nothing is meant, and that is said: IoU 1, adds nothing
+    (4, 0),  # nothing is meant, but something is found: IoU 0, U 4
+    (2, 0),  # the same, U 2; with min_pixels 3 it says "nothing": IoU 1, adds nothing
+    (3, 5),  # IoU 0.6, I 3, U 5
+    (0, 5),  # a target is missed: IoU 0, U 5
+    (2, 4),  # IoU 0.5, I 2, U 4; with min_pixels 3 it says "nothing": IoU 0, I 0, U 4
+]
+
+
+def gres(samples: list[tuple[int, int]] = GRES_SAMPLES, min_pixels: int = 0) -> GRESMetrics:
+    metrics = GRESMetrics(min_pixels)
+    for predicted, true in samples:
+        metrics.update(strip(predicted), strip(true))
+    return metrics
+
+
+def test_gres_scores_by_hand() -> None:
+    scores = gres().compute()
+    assert list(scores) == ["gIoU", "cIoU", "N-acc", "T-acc", "count", "count_no_target"]
+    assert scores == pytest.approx(
+        {
+            "gIoU": 2.1 / 6,  # (1 + 0 + 0 + 0.6 + 0 + 0.5) / 6
+            "cIoU": 5 / 20,  # (3 + 2) / (4 + 2 + 5 + 5 + 4)
+            "N-acc": 1 / 3,
+            "T-acc": 2 / 3,
+            "count": 6,
+            "count_no_target": 3,
+        },
+        abs=1e-12,
+    )
+
+
+def test_gres_takes_specks_for_nothing_when_asked() -> None:
+    scores = gres(min_pixels=3).compute()
+    assert scores == pytest.approx(
+        {
+            "gIoU": 2.6 / 6,  # (1 + 0 + 1 + 0.6 + 0 + 0) / 6
+            "cIoU": 3 / 18,  # 3 / (4 + 5 + 5 + 4)
+            "N-acc": 2 / 3,
+            "T-acc": 1 / 3,
+            "count": 6,
+            "count_no_target": 3,
+        },
+        abs=1e-12,
+    )
+    # Three pixels are not fewer than three.
+    assert gres([(3, 0)], min_pixels=3).compute()["N-acc"] == 0.0
+
+
+def test_gres_union_of_a_target_declared_absent_is_counted_as_it_is() -> None:
+    metrics = GRESMetrics(min_pixels=3)
+    truth = strip(4)
+    assert metrics.update(~strip(8), truth) == 0.0  # 2 pixels beside the 4 of the truth
+    metrics.update(truth, truth)
+    assert metrics.compute()["cIoU"] == 4 / (6 + 4)
+
+
+def test_gres_update_returns_the_iou() -> None:
+    metrics = GRESMetrics()
+    assert metrics.update(strip(3), strip(4)) == 0.75
+    assert metrics.update(strip(0), strip(4)) == 0.0
+    assert metrics.update(strip(1), strip(0)) == 0.0
+    assert metrics.update(strip(0), strip(0)) == 1.0
+
+
+def test_gres_accuracies_are_none_where_there_is_no_such_sample() -> None:
+    assert gres([(3, 5)]).compute()["N-acc"] is None
+    only_nothing = gres([(0, 0)]).compute()
+    assert only_nothing["T-acc"] is None
+    assert (only_nothing["gIoU"], only_nothing["cIoU"], only_nothing["N-acc"]) == (1.0, 1.0, 1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=12),
+    st.integers(0, 5),
+    st.randoms(use_true_random=False),
+)
+def test_gres_order_and_split_over_processes_change_nothing(samples, min_pixels, random) -> None:
+    whole = gres(samples, min_pixels).compute()
+    shuffled = random.sample(samples, len(samples))
+    cut = random.randint(0, len(samples))
+    first, second = gres(shuffled[:cut], min_pixels), gres(shuffled[cut:], min_pixels)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    assert len(first) == len(samples)
+    assert first.compute() == whole
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 10), st.integers(1, 10)), min_size=1, max_size=12))
+def test_gres_equals_ris_where_everything_has_a_target(samples) -> None:
+    ris = RISMetrics()
+    for k, (predicted, true) in enumerate(samples):
+        ris.update(strip(predicted), strip(true), k, k)
+    classic, generalised = ris.compute(), gres(samples).compute()
+    assert (generalised["gIoU"], generalised["cIoU"]) == (classic["mIoU"], classic["oIoU"])
+    assert generalised["T-acc"] == 1.0
+
+
+def test_gres_repeated_samples_count_once_and_reset_forgets() -> None:
+    metrics, other = GRESMetrics(), GRESMetrics()
+    metrics.update(strip(3), strip(4), sample_id=torch.tensor(7))
+    metrics.update(strip(0), strip(0), sample_id=7)
+    other.update(strip(0), strip(0), sample_id=7)
+    metrics.merge(other)
+    assert metrics.compute()["gIoU"] == 0.75
+    metrics.reset()
+    assert len(metrics) == 0
+    with pytest.raises(InputError, match="nothing to score"):
+        metrics.compute()
+
+
+def test_gres_wrong_use_is_refused() -> None:
+    metrics = gres()
+    with pytest.raises(InputError, match="different sizes"):
+        metrics.update(strip(3), strip(3).T)
+    with pytest.raises(InputError, match="threshold"):
+        metrics.update(strip(3) * 0.9, strip(3))
+    with pytest.raises(InputError, match="themselves"):
+        metrics.merge(metrics)
+    with pytest.raises(InputError, match="min_pixels differs: 0 here, 3 there"):
+        metrics.merge(GRESMetrics(3))
+    with pytest.raises(InputError, match="fewer than 0"):
+        GRESMetrics(-1)
+    assert metrics.compute() == gres().compute()

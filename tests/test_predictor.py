@@ -273,7 +273,8 @@ def test_a_long_expression_warns_and_is_answered(with_image):
 
 
 def test_forms_of_a_prediction(with_image, pixels):
-    from promptris.ops.masks import polygons_to_mask, rle_to_mask
+    from promptris.ops.polygons import polygons_to_mask
+    from promptris.ops.run_lengths import rle_to_mask
 
     answer = with_image.predict("a b")
     ys, xs = np.nonzero(answer.mask)

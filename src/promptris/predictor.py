@@ -17,8 +17,10 @@ from promptris.config import PromptName
 from promptris.errors import InputError
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.sam_prompts import Clicks
-from promptris.ops.masks import mask_bbox, mask_to_polygons, mask_to_rle
+from promptris.ops.masks import mask_bbox
 from promptris.ops.points import highest_position
+from promptris.ops.polygons import mask_to_polygons
+from promptris.ops.run_lengths import mask_to_rle
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 from promptris.visualize import overlay

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from promptris.errors import InputError
-from promptris.ops.masks import resize_logits
+from promptris.images import MAX_PIXELS, ImageLike, load_image
+from promptris.ops.resizing import resize_logits
 from promptris.structures import ExpressionBatch, ImageBatch
 
-ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "MAX_PIXELS",
+    "SAM_MEAN",
+    "SAM_STD",
+    "ImageLike",
+    "Processor",
+    "check_expression",
+    "load_image",
+    "normalise",
+    "stretch",
+]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM_MEAN, SAM_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded."""
 
 
 class Processor:
@@ -46,14 +55,34 @@ class Processor:
         self.context_length = context_length
 
     def images(self, images: Sequence[ImageLike], with_sam: bool = True) -> ImageBatch:
-        """I images as normalised tensors; SAM's are left out where SAM is not run."""
-        loaded = [Image.fromarray(load_image(image)) for image in images]
-        clip = [self._square(image, self.clip_size, Image.Resampling.BICUBIC) for image in loaded]
-        clip_pixels = normalise(torch.stack(clip), CLIP_MEAN, CLIP_STD)
-        if not with_sam:
-            return ImageBatch(clip_pixels)
-        sam = [self._square(image, self.sam_size, Image.Resampling.BILINEAR) for image in loaded]
-        return ImageBatch(clip_pixels, normalise(torch.stack(sam), SAM_MEAN, SAM_STD))
+        """I images as normalised tensors, in channels-last memory.
+
+        Args:
+            images: paths, bytes, PIL images or H x W x 3 uint8 RGB arrays.
+            with_sam: whether to make SAM's tensors too.
+
+        Raises:
+            InputError: one cannot be read; the message names it.
+        """
+        clip = torch.empty(len(images), self.clip_size, self.clip_size, 3)
+        sam = torch.empty(len(images), self.sam_size, self.sam_size, 3) if with_sam else None
+        for row, image in enumerate(images):
+            pixels = load_image(image)
+            clip[row] = stretch(pixels, self.clip_size, "bicubic")
+            if sam is not None:
+                sam[row] = stretch(pixels, self.sam_size, "bilinear")
+        return ImageBatch(
+            _normalise_(clip, CLIP_MEAN, CLIP_STD),
+            None if sam is None else _normalise_(sam, SAM_MEAN, SAM_STD),
+        )
+
+    def enough(self, with_sam: bool = True) -> int:
+        """Sides that `images` needs not exceed: for `load_image(..., at_least=...)` in training.
+
+        Pixels of a photograph that was decoded no larger than needed are not quite the same, so prediction and
+        evaluation decode in full.
+        """
+        return max(self.clip_size, self.sam_size if with_sam else 0)
 
     def expressions(
         self, expressions: Sequence[str], image_index: Sequence[int] | None = None
@@ -81,11 +110,10 @@ class Processor:
             ]
             longest = self.context_length
         padding = self.tokenizer.pad_token_id
-        input_ids = torch.full((len(encoded), longest), padding, dtype=torch.long)
-        word_mask = torch.zeros(len(encoded), longest, dtype=torch.bool)
-        for row, ids in enumerate(encoded):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            word_mask[row, : len(ids)] = True
+        padded = [ids + [padding] * (longest - len(ids)) for ids in encoded]
+        input_ids = torch.tensor(padded, dtype=torch.long)
+        lengths = torch.tensor([len(ids) for ids in encoded], dtype=torch.long)
+        word_mask = torch.arange(longest) < lengths[:, None]
         index = [0] * len(encoded) if image_index is None else list(image_index)
         return ExpressionBatch(input_ids, word_mask, torch.tensor(index, dtype=torch.long))
 
@@ -94,18 +122,39 @@ class Processor:
         """float32 logits at an image's own (height, width), undoing the stretch to a square."""
         return resize_logits(logits.float(), size)
 
-    @staticmethod
-    def _square(image: Image.Image, side: int, how: Image.Resampling) -> Tensor:
-        return torch.from_numpy(np.array(image.resize((side, side), how)))
+
+def stretch(
+    pixels: NDArray[np.uint8], side: int, how: Literal["bilinear", "bicubic"]
+) -> UInt8[Tensor, "side side 3"]:
+    """An image [H, W, 3] stretched to a square, antialiased.
+
+    Fixed-point arithmetic on uint8 as in Pillow's `Image.resize`, but four to ten times as fast. The result
+    differs from Pillow's by at most one level (of 255) on photographs and two on noise; only bicubic on
+    images a hundred times as tall as wide differs more, as Pillow then shrinks along the other axis first.
+    """
+    if not (pixels.flags.c_contiguous and pixels.flags.writeable):  # which torch cannot share
+        pixels = pixels.copy()
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    square = F.interpolate(image, size=(side, side), mode=how, antialias=True, align_corners=False)
+    return square[0].permute(1, 2, 0)
 
 
 def normalise(
-    pixels: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+    pixels: UInt8[Tensor, "I h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "I 3 h w"]:
-    """uint8 [I, h, w, 3] -> float32 [I, 3, h, w], (value / 255 - mean) / std per channel."""
-    scaled = pixels.permute(0, 3, 1, 2).float()
-    centre = torch.tensor(mean)[:, None, None] * 255
-    return (scaled - centre) / (torch.tensor(std)[:, None, None] * 255)
+    """(value / 255 - mean) / std per channel, float32, in channels-last memory as the pixels are."""
+    return _normalise_(torch.empty(pixels.shape, device=pixels.device).copy_(pixels), mean, std)
+
+
+def _normalise_(
+    values: Float[Tensor, "I h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Tensor, "I 3 h w"]:
+    """The same in place, for values 0 ... 255 in contiguous memory."""
+    # Whole rows at once: arithmetic over an innermost axis of three is several times slower.
+    rows = values.view(*values.shape[:2], -1)
+    centre, spread = (torch.tensor(v, device=values.device).repeat(values.shape[2]) for v in (mean, std))
+    torch.addcmul(-centre / spread, rows, 1 / (255 * spread), out=rows)
+    return values.permute(0, 3, 1, 2)
 
 
 def check_expression(expression: str) -> str:
@@ -123,76 +172,3 @@ def check_expression(expression: str) -> str:
     if not expression.strip():
         raise InputError("the expression is empty: describe what to segment, for example 'the red circle'")
     return expression
-
-
-def load_image(image: ImageLike) -> NDArray[np.uint8]:
-    """Any supported image as RGB uint8 [H, W, 3].
-
-    EXIF orientation is applied; transparency is laid on white; grey, palette, CMYK and 16-bit images are
-    converted. Arrays must already be H x W x 3 uint8 RGB.
-
-    Raises:
-        InputError: when it cannot be read, names the file.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise InputError(
-                f"an image array must be H x W x 3 uint8 RGB, not {image.dtype} of shape {tuple(image.shape)}"
-            )
-        return image
-    if isinstance(image, Image.Image):
-        return _to_rgb(image, "the image")
-    if isinstance(image, bytes):
-        return _decode(io.BytesIO(image), "the given bytes")
-    if not isinstance(image, str | Path):
-        raise InputError(
-            f"an image must be a path, a PIL image, bytes or an H x W x 3 uint8 array, not {type(image).__name__}"
-        )
-    path = Path(image)
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, not an image")
-        with path.open("rb") as file:
-            return _decode(file, str(path))
-    except FileNotFoundError:
-        raise InputError(f"there is no image at {path}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {str(path)[:200]!r}: {reason}") from error
-
-
-def _decode(file: Any, name: str) -> NDArray[np.uint8]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file)
-        if opened.width * opened.height > MAX_PIXELS:
-            raise InputError(
-                f"{name} has {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are "
-                "accepted: make it smaller first"
-            )
-        opened.load()
-    except Image.DecompressionBombError:
-        raise InputError(
-            f"{name} has more than the {MAX_PIXELS:,} pixels that are accepted: make it smaller first"
-        ) from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image that can be read (JPEG, PNG, WebP ...)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{name} is damaged or cut off: {error}") from error
-    return _to_rgb(opened, name)
-
-
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if 0 in image.size:
-        raise InputError(f"{name} has no pixels")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips 16-bit grey to 8 bits when it converts; the values are scaled instead.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
-        image = Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.array(image.convert("RGB"))

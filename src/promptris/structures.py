@@ -116,9 +116,11 @@ class TrainingBatch(_TensorFields):
         expressions: B = I·b expressions.
         truth: their ground truth.
         image_ids: the data set's id of each image, to name it in errors.
+        skipped: one sentence for each image that could not be read and that another stands in for.
     """
 
     images: ImageBatch
     expressions: ExpressionBatch
     truth: SegmentationTargets
     image_ids: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()

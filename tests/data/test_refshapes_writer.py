@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from promptris.data import read_refer
 from promptris.data.refshapes import UNSEEN_CATEGORIES, WorldOptions, make_example, write_refshapes
@@ -65,8 +66,10 @@ def test_instances_are_coco(written):
         x, y, width, height = annotation["bbox"]
         assert 0 < annotation["area"] <= width * height
         assert x >= 0 and y >= 0 and x + width <= 96 and y + height <= 96
-        assert annotation["segmentation"]["size"] == [96, 96]
-        assert isinstance(annotation["segmentation"]["counts"], str)
+        assert annotation["iscrowd"] == 0
+        for ring in annotation["segmentation"]:
+            assert len(ring) >= 6 and len(ring) % 2 == 0
+            assert min(ring) >= 0 and max(ring) <= 96
 
 
 def test_reader_gives_back_what_was_made(written):
@@ -88,6 +91,48 @@ def test_reader_gives_back_what_was_made(written):
             assert dataset.categories[found.category_id] == example.scene.objects[target].category
             stored = np.asarray(Image.open(dataset.images[found.image_id].path)).astype(float)
             assert np.abs(stored - example.image).mean() < 4
+
+
+def test_other_programs_read_it_as_they_read_refcoco(written):
+    """The steps of the REFER toolkit, which every RIS repository builds on, with nothing of ours."""
+    folder, _ = written
+    raw = (folder / "refshapes" / "refs(unc).p").read_bytes()
+    assert raw[:2] == b"\x80\x02"  # protocol 2, for Python 2
+    refs = pickle.loads(raw)
+    instances = json.loads((folder / "refshapes" / "instances.json").read_text())
+    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    images = {image["id"]: image for image in instances["images"]}
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    dataset = read_refer(folder, "refshapes")
+    ours = {r.ref_id: r for split in SPLITS for r in dataset.splits[split]}
+    assert len(refs) == len(ours)
+    assert [ref["ref_id"] for ref in refs] == list(ours)
+    sent_ids = [sentence["sent_id"] for ref in refs for sentence in ref["sentences"]]
+    assert len(set(sent_ids)) == len(sent_ids)
+    for ref in refs:
+        assert set(ref) == {
+            *("ref_id", "ann_id", "image_id", "category_id", "split", "file_name", "sent_ids", "sentences")
+        }
+        annotation, image, known = annotations[ref["ann_id"]], images[ref["image_id"]], ours[ref["ref_id"]]
+        assert annotation["image_id"] == ref["image_id"] == known.image_id
+        assert (
+            ref["category_id"] == annotation["category_id"] == known.category_id and names[known.category_id]
+        )
+        assert (folder / "images" / image["file_name"]).is_file()
+        assert ref["sent_ids"] == [sentence["sent_id"] for sentence in ref["sentences"]]
+        assert [(s["sent_id"], s["sent"]) for s in ref["sentences"]] == [
+            (e.sent_id, e.text) for e in known.expressions
+        ]
+        assert all(s["tokens"] == s["sent"].split() and s["raw"] for s in ref["sentences"])
+        # The toolkit takes the first element for a list of numbers, and adds the layers up.
+        assert type(annotation["segmentation"][0]) is list
+        layers = coco_mask.decode(
+            coco_mask.frPyObjects(annotation["segmentation"], image["height"], image["width"])
+        )
+        mask = np.sum(layers, axis=2)
+        assert mask.max() == 1
+        assert mask.sum() == annotation["area"]
+        assert np.array_equal(mask.astype(bool), dataset.mask(known))
 
 
 def test_unseen_categories_stay_out_of_training(written):

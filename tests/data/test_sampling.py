@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptris.data.sampling import ImageSchedule, delete_words, sample_expressions
+from promptris.data.sampling import ImageSchedule, delete_words, sample_expressions, share_of_rank
 from promptris.errors import InputError
 
 
@@ -35,6 +35,41 @@ def test_ranks_never_share_an_image_within_an_epoch(world: int, per_step: int, c
     steps = schedules[0].steps_per_epoch
     dealt = [image for schedule in schedules for step in range(steps) for image in schedule.images(step)]
     assert len(dealt) == len(set(dealt)) == steps * per_step * world
+
+
+@given(
+    st.integers(16, 40),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.integers(0, 30),
+    st.integers(1, 9),
+)
+def test_a_resumed_schedule_deals_what_the_whole_one_deals(
+    count: int, per_step: int, world: int, seed: int, start: int, steps: int
+):
+    whole = ImageSchedule(range(count), per_step, seed, world - 1, world)
+    dealt = [whole.images(step) for step in range(start + steps)]
+    resumed = ImageSchedule(range(count), per_step, seed, world - 1, world)
+    assert [resumed.images(step) for step in range(start, start + steps)] == dealt[start:]
+
+
+@given(st.lists(st.integers(), max_size=30), st.integers(1, 6))
+def test_shares_of_an_evaluation_are_the_whole_without_padding(items: list[int], world: int):
+    shares = [share_of_rank(items, rank, world) for rank in range(world)]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 99))
+def test_no_expression_repeats_before_all_have_come(expressions: int, count: int, seed: int):
+    choices = [(k, f"expression number {k}") for k in range(expressions)]
+    picked = sample_expressions(choices, count, np.random.default_rng(seed), deletion=1.0)
+    assert len(picked) == count
+    first = [referent for referent, _ in picked[: min(count, expressions)]]
+    assert len(set(first)) == len(first)
+    assert all(text in choices[referent][1] for referent, text in picked)
+    assert all(len(text.split()) == 1 for _, text in picked[expressions:])
 
 
 def test_the_order_of_the_given_ids_does_not_matter():

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promptris.data.refer import ReferDataset, read_refer
+from promptris.data import ReferDataset, read_refer
+from promptris.data.readers.restricted_pickle import load_plain_pickle
 from promptris.data.refshapes import WorldOptions
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.errors import InputError
 from promptris.evaluation.protocol import evaluate, score
-from promptris.ops.masks import rle_to_mask
+from promptris.metrics import RISMetrics
+from promptris.ops.run_lengths import rle_to_mask
 from promptris.predictor import Predictor
 
 
@@ -68,6 +70,56 @@ def test_kinds_together_are_the_whole(predictor: Predictor, dataset: ReferDatase
 def test_the_number_of_images_per_pass_changes_nothing(predictor: Predictor, dataset: ReferDataset):
     one, all_at_once = (evaluate(predictor, dataset, "val", images_per_pass=n) for n in (1, 3))
     assert one.final == pytest.approx(all_at_once.final)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_the_split_without_repeating_a_sample(
+    predictor: Predictor, dataset: ReferDataset, world_size: int
+):
+    whole, joined = RISMetrics(), RISMetrics()
+    for s in score(predictor, dataset, "val"):
+        whole.update(s.prediction.mask, s.truth, s.referent.image_id, s.referent.ann_id)
+    for rank in range(world_size):
+        mine = RISMetrics()
+        for s in score(predictor, dataset, "val", rank=rank, world_size=world_size):
+            mine.update(s.prediction.mask, s.truth, s.referent.image_id, s.referent.ann_id)
+        joined.merge(mine)
+    assert joined.compute() == whole.compute()
+
+
+def test_generalised_scores_where_nothing_or_several_objects_are_meant(
+    predictor: Predictor, dataset: ReferDataset, tmp_path: Path
+):
+    assert evaluate(predictor, dataset, "val").generalised == {}
+    refs_file = dataset.root / "refshapes" / "refs(unc).p"
+    refs = load_plain_pickle(refs_file)
+    first = refs[0]["image_id"]
+    same_image = [ref for ref in refs if ref["image_id"] == first]
+    both = [same_image[0]["ann_id"], same_image[1]["ann_id"]]
+    same_image[0]["ann_id"], same_image[1]["ann_id"] = both, [-1]
+    folder = tmp_path / "grefcoco"
+    folder.mkdir()
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    (folder / "instances.json").write_bytes((dataset.root / "refshapes" / "instances.json").read_bytes())
+    (tmp_path / "images").symlink_to(dataset.root / "images")
+    generalised = read_refer(tmp_path, "grefcoco")
+    result = evaluate(predictor, generalised, "val", folder=tmp_path / "out")
+    without = len(same_image[1]["sentences"])
+    assert result.generalised["count_no_target"] == without
+    assert result.generalised["count"] == len(generalised.samples("val"))
+    assert result.generalised["N-acc"] in [k / without for k in range(without + 1)]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["gIoU"] == result.generalised["gIoU"]
+    ann_ids = {
+        str(line["ann_id"]): line["ref_id"]
+        for line in map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    }
+    assert ann_ids[str(sorted(both))] == same_image[0]["ref_id"]
+    assert ann_ids["[]"] == same_image[1]["ref_id"]
+
+
+def test_a_split_without_expressions_is_named(predictor: Predictor, dataset: ReferDataset):
+    with pytest.raises(InputError, match="refshapes has no expression to evaluate in 'val'"):
+        evaluate(predictor, dataset.only_categories(set()), "val")
 
 
 def test_prompts_are_passed_on(predictor: Predictor, dataset: ReferDataset):

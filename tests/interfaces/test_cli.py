@@ -19,7 +19,7 @@ from promptris.interfaces import cli
 from promptris.interfaces.terminal import print_record, report
 
 Command = Callable[..., Any]
-COMMANDS = ("segment", "refshapes", "train", "evaluate", "info", "doctor", "demo")
+COMMANDS = ("segment", "refshapes", "train", "evaluate", "data", "info", "doctor", "demo")
 
 
 def spawn(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

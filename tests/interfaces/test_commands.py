@@ -250,7 +250,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `run_recipe` would have been called with."""
     calls: list[dict[str, Any]] = []
 
-    def record(recipe: Any, out: Path, resume: bool, device: str) -> Evaluation:
+    def record(recipe: Any, out: Path, resume: bool, device: str, notify: Any) -> Evaluation:
         calls.append({"recipe": recipe, "out": out, "resume": resume, "device": device})
         names = ("oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc")
         final = {**{name: 0.125 * k for k, name in enumerate(names, start=1)}, "count": 7}
@@ -272,6 +272,19 @@ def test_train_changes_the_recipe(promptris: Command, runs: list[dict[str, Any]]
     assert final == ["final", "12.5", "25.0", "37.5", "50.0", "62.5", "75.0", "87.5", "7"]
     assert coarse[:2] == ["coarse", "6.2"]
     assert run.err == "promptris: the model is in runs/x/model\n"
+
+
+def test_train_lists_what_it_went_on_without(promptris: Command, runs: list[dict[str, Any]]) -> None:
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/skipped.txt").write_text("images/7.jpg is damaged\nannotation 9 has 2 points\n")
+    run = promptris("train", "refshapes-quick", "--skip-broken", "--out", "runs/x")
+    assert run.code == 0
+    assert runs[0]["recipe"].data.skip_broken
+    assert run.err.splitlines()[:3] == [
+        "promptris: images/7.jpg is damaged",
+        "promptris: annotation 9 has 2 points",
+        "promptris: 2 items were left out of training, each named above and in runs/x/skipped.txt",
+    ]
 
 
 def test_train_prints_the_recipe_without_running(promptris: Command, runs: list[dict[str, Any]]) -> None:

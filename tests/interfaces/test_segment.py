@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promptris.ops.masks import mask_bbox, polygons_to_mask, rle_to_mask
+from promptris.ops.masks import mask_bbox
+from promptris.ops.polygons import polygons_to_mask
+from promptris.ops.run_lengths import rle_to_mask
 from promptris.predictor import Predictor, load
 
 Command = Callable[..., Any]

@@ -20,7 +20,8 @@ from promptris.modeling.build import build_model
 from promptris.modeling.sam_adapter import FOREGROUND
 from promptris.modeling.sam_prompts import Clicks
 from promptris.modeling.tokenizer import byte_tokenizer
-from promptris.ops.masks import mask_iou, pool_masks
+from promptris.ops.masks import mask_iou
+from promptris.ops.resizing import pool_masks
 from promptris.predictor import Predictor
 from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, SegmentationTargets
 

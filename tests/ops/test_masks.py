@@ -14,19 +14,10 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from promptris.errors import InputError
-from promptris.ops.masks import (
-    BoolMask,
-    iou_from_counts,
-    mask_bbox,
-    mask_iou,
-    mask_to_polygons,
-    mask_to_rle,
-    polygons_to_mask,
-    pool_masks,
-    resize_logits,
-    rle_to_mask,
-    segmentation_to_mask,
-)
+from promptris.ops.masks import BoolMask, iou_from_counts, mask_bbox, mask_iou
+from promptris.ops.polygons import mask_to_coco_polygons, mask_to_polygons, polygons_to_mask
+from promptris.ops.resizing import pool_masks, resize_logits
+from promptris.ops.run_lengths import mask_to_rle, rle_to_mask, segmentation_to_mask
 
 any_mask = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -187,6 +178,25 @@ def test_polygon_round_trip_is_exact(mask: BoolMask) -> None:
     np.testing.assert_array_equal(polygons_to_mask(polygons, *mask.shape), mask)
 
 
+@given(any_mask)
+@settings(max_examples=150, deadline=None)
+def test_coco_polygons_fill_the_same_pixels_by_cocos_own_rules(mask: BoolMask) -> None:
+    rings = mask_to_coco_polygons(mask)
+    if not mask.any():
+        assert rings == []
+        return
+    filled = coco_mask.decode(coco_mask.frPyObjects(rings, *mask.shape)).sum(axis=2)
+    assert np.array_equal(filled, mask)  # also: no pixel is in two rings
+    assert np.array_equal(segmentation_to_mask(rings, *mask.shape), mask)
+
+
+def test_a_hole_is_a_detour_of_the_outline() -> None:
+    (ring,) = mask_to_coco_polygons(from_rows("###", "#.#", "###"))
+    points = list(zip(ring[::2], ring[1::2], strict=True))
+    assert points.count(points[0]) == 3  # left, gone back to, and closed
+    assert segmentation_to_mask([ring], 3, 3).sum() == 8
+
+
 def test_polygons_serve_other_rasterisers_too() -> None:
     blob = disc(120, 160, 80, 60, 40) | disc(120, 160, 110, 60, 20)
     segmentation = [rings[0] for rings in mask_to_polygons(blob)]
@@ -243,10 +253,46 @@ def test_pooling_and_resizing_share_one_frame() -> None:
     assert abs(ys.mean() + 0.5 - 300) < 0.5
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
-def test_pooling_stays_between_zero_and_one(height: int, width: int) -> None:
-    masks = torch.rand(2, 17, 23) > 0.5
-    pooled = pool_masks(masks, (height, width))
-    assert pooled.shape == (2, height, width)
+def test_pooling_divides_pixels_that_lie_across_cells() -> None:
+    # Three columns to two: the middle one is half in each, and a cell is 1.5 pixels wide.
+    mask = torch.from_numpy(from_rows("##.", ".#."))
+    expected = torch.tensor([[[1.0, 1 / 3], [1 / 3, 1 / 3]]])
+    for same in (mask, mask.to(torch.uint8) * 255, mask.to(torch.int64) * -1, mask.float()):
+        torch.testing.assert_close(pool_masks(same[None], (2, 2)), expected, atol=1e-7, rtol=0)
+    # Two to three, coarse to fine: the middle cell sees half of each.
+    assert pool_masks(torch.tensor([[[True, False]]]), (1, 3)).tolist() == [[[1.0, 0.5, 0.0]]]
+    assert pool_masks(torch.tensor([[[1.0, 0.5]]]), (2, 4)).tolist() == [[[1.0, 1.0, 0.5, 0.5]] * 2]
+
+
+def test_pooling_takes_any_leading_axes_and_memory_order() -> None:
+    masks = torch.rand(2, 3, 9, 14) > 0.5
+    pooled = pool_masks(masks, (4, 5))
+    assert pooled.shape == (2, 3, 4, 5) and pooled.is_contiguous() and pooled.dtype == torch.float32
+    assert torch.equal(pooled[1, 2], pool_masks(masks[1, 2], (4, 5)))
+    turned = masks.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert torch.equal(pool_masks(turned, (4, 5)), pooled)
+    assert pool_masks(masks[:0], (4, 5)).shape == (0, 3, 4, 5)
+    with pytest.raises(InputError, match="shape"):
+        pool_masks(torch.zeros(4), (2, 2))
+
+
+def test_pooling_of_large_full_masks_is_exactly_one() -> None:
+    """Primes, so that weights are as large as they get: the sums beyond 2**24 must not round above 1."""
+    assert pool_masks(torch.ones(1, 4001, 4999, dtype=torch.bool), (64, 63)).unique().tolist() == [1.0]
+    assert pool_masks(torch.ones(1, 32771, 2, dtype=torch.bool), (3, 3)).unique().tolist() == [1.0]
+
+
+@given(any_mask, st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=80, deadline=None)
+def test_pooling_is_the_area_share_of_every_cell(mask: BoolMask, height: int, width: int) -> None:
+    # Every pixel as height x width subpixels: each cell is then a whole number of them.
+    fine = np.kron(mask, np.ones((height, width)))
+    expected = fine.reshape(height, mask.shape[0], width, mask.shape[1]).mean((1, 3))
+    pooled = pool_masks(torch.from_numpy(mask)[None], (height, width))[0]
+    np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-7)
     assert pooled.min() >= 0 and pooled.max() <= 1
+    assert abs(pooled.double().mean().item() - mask.mean()) < 1e-6
+    turned = pool_masks(torch.from_numpy(mask.T.copy())[None], (width, height))[0]
+    assert torch.equal(turned, pooled.T)
+    shares = pool_masks(torch.from_numpy(mask)[None].float(), (height, width))[0]
+    np.testing.assert_allclose(shares.numpy(), expected, atol=1e-6)

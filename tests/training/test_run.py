@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from promptris.data.refer import read_refer
+from promptris.data.readers.refer import read_refer
 from promptris.errors import InputError
 from promptris.modeling.base_weights import content_hash, load_clip, load_sam
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.training import run as run_module
 from promptris.training.callbacks import SeedSteps
-from promptris.training.config import Recipe
+from promptris.training.config import Recipe, Stage
 from promptris.training.run import prepare_data, run_recipe, tune
 
 
@@ -156,7 +159,8 @@ def test_the_first_stage_never_runs_sams_image_encoder(
     monkeypatch.setattr(
         model.sam, "encode_image", lambda pixels: (calls.append(len(pixels)), encode(pixels))[1]
     )
-    tune(recipe, model, prepare_data(recipe.data, tmp_path / "data"), tmp_path, resume=False, device="cpu")
+    training, _ = prepare_data(recipe.data, tmp_path / "data")
+    tune(recipe, model, training, tmp_path, resume=False, device="cpu")
     # Three steps of four images in the second stage: once per image, not once per expression.
     assert calls == [4, 4, 4]
 
@@ -191,3 +195,64 @@ def test_other_data_sets_need_a_root(recipe: Recipe, tmp_path: Path):
     recipe.data.name = "refcoco"
     with pytest.raises(InputError, match=r"--data\.root"):
         run_module.prepare_data(recipe.data, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- other data sets
+
+
+def small(recipe: Recipe, **data: Any) -> Recipe:
+    recipe.data = replace(recipe.data, **data)
+    recipe.train.images_per_step = 2
+    return recipe
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """Six photographs of a person's own, a mask and two sentences each, and no validation split."""
+    folder = tmp_path / "desk"
+    (folder / "masks").mkdir(parents=True)
+    rows = ["image,mask,expression"]
+    for k in range(6):
+        pixels = np.random.default_rng(k).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.jpg")
+        mask = np.zeros((60, 90), dtype=np.uint8)
+        mask[10 * (k % 3) : 30, 5 : 20 + k] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{k}.png")
+        rows += [f"{k}.jpg,masks/{k}.png,the mug", f"{k}.jpg,masks/{k}.png,the mug on the left"]
+    (folder / "expressions.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_a_folder_of_ones_own_is_trained_and_evaluated(recipe: Recipe, own_folder: Path, tmp_path: Path):
+    result = run_recipe(small(recipe, name=str(own_folder), val_share=0.34), tmp_path / "out", device="cpu")
+    assert result.final["count"] == 4  # two of six images, two sentences each
+    assert not (tmp_path / "out" / "skipped.txt").exists()
+
+
+def test_without_a_validation_split_that_is_said_before_training(
+    recipe: Recipe, own_folder: Path, tmp_path: Path
+):
+    with pytest.raises(InputError, match="desk has no split 'val'; it has train"):
+        run_recipe(small(recipe, name=str(own_folder)), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_training_goes_on_past_broken_items_and_lists_them(recipe: Recipe, own_folder: Path, tmp_path: Path):
+    (own_folder / "0.jpg").write_bytes((own_folder / "0.jpg").read_bytes()[:-300])
+    (own_folder / "masks" / "1.png").write_bytes(b"")
+    with (own_folder / "expressions.csv").open("a") as file:
+        file.write("\n5.jpg,masks/5.png,the mug,")
+    options = {"name": str(own_folder), "val_name": "refshapes", "root": None}
+    with pytest.raises(InputError, match=r"1\.png"):
+        prepare_data(small(recipe, **options).data, tmp_path / "data")
+    recipe.data.skip_broken = True
+    recipe.data.val_name, recipe.data.val_split = None, "train"
+    recipe.train.stages = (Stage(epochs=6, sam=False),)
+    training, _ = prepare_data(recipe.data, tmp_path / "data")
+    model = build_from_sources(recipe.towers.clip, recipe.towers.sam, recipe.model, recipe.seed)
+    (tmp_path / "out").mkdir()
+    tune(recipe, model, training, tmp_path / "out", resume=False, device="cpu")
+    lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    assert len(lines) == len(set(lines))
+    assert any("1.png" in line for line in lines)
+    assert any("0.jpg is damaged or cut off" in line for line in lines)

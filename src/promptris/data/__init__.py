@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptris.data.refer import ReferDataset, read_refer
+    from promptris.data.dataset import ReferDataset
+    from promptris.data.readers.refer import read_refer
 
 __all__ = ["ReferDataset", "read_refer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from promptris.data import refer
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from promptris.data import dataset
+    from promptris.data.readers import refer
 
-        return getattr(refer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return dataset.ReferDataset if name == "ReferDataset" else refer.read_refer

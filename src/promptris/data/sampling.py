@@ -73,3 +73,12 @@ def delete_words(text: str, chance: float, rng: np.random.Generator) -> str:
     if not kept and words:
         kept = [words[int(rng.integers(len(words)))]]
     return " ".join(kept)
+
+
+def share_of_rank(items: Sequence[Item], rank: int, world_size: int) -> Sequence[Item]:
+    """The items that one process of an evaluation takes: every item goes to one rank, none is repeated.
+
+    Shares may differ by one item; padding them to equal length, as samplers for training do, would count
+    samples twice.
+    """
+    return items[rank::world_size]

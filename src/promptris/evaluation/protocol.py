@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptris.config import PromptName
-from promptris.data.refer import Expression, ReferDataset, Referent
+from promptris.data.dataset import ReferDataset
+from promptris.data.pictures import load_record
+from promptris.data.records import Expression, Referent
+from promptris.data.sampling import share_of_rank
 from promptris.errors import InputError
-from promptris.metrics import RISMetrics
+from promptris.metrics import GRESMetrics, RISMetrics
 from promptris.ops.masks import mask_iou
 from promptris.predictor import Prediction, Predictor
-from promptris.processing import load_image
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Scored:
         return mask_iou(self.prediction.mask, self.truth)
 
     def record(self) -> dict[str, Any]:
-        """One line of `predictions.jsonl`."""
+        """One line of `predictions.jsonl`; `ann_id` is a list where not exactly one annotation is meant."""
+        ann_ids = self.referent.ann_ids
         return {
             "ref_id": self.referent.ref_id,
-            "ann_id": self.referent.ann_id,
+            "ann_id": self.referent.ann_id if len(ann_ids) == 1 else list(ann_ids),
             "image_id": self.referent.image_id,
             "sent_id": self.expression.sent_id,
             "expression": self.expression.text,
@@ -58,15 +61,18 @@ class Evaluation:
         final: of the final masks.
         coarse: of the coarse masks.
         by_kind: of the final masks, per kind of expression, where the data set tells kinds.
+        generalised: gIoU, cIoU, N-acc and T-acc of the final masks, where some expressions mean several objects
+            or none; empty otherwise.
     """
 
     final: dict[str, float]
     coarse: dict[str, float]
     by_kind: dict[str, dict[str, float]]
+    generalised: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The final metrics at the top level, the others below "coarse" and "by_kind"."""
-        return {**self.final, "coarse": self.coarse, "by_kind": self.by_kind}
+        """The metrics of the final masks at the top level, the others below "coarse" and "by_kind"."""
+        return {**self.final, **self.generalised, "coarse": self.coarse, "by_kind": self.by_kind}
 
 
 def evaluate(
@@ -92,9 +98,11 @@ def evaluate(
     Raises:
         InputError: for an unknown split, or an image or annotation that cannot be read.
     """
-    final, coarse = RISMetrics(), RISMetrics()
+    final, coarse, generalised = RISMetrics(), RISMetrics(), GRESMetrics()
     by_kind: dict[str, RISMetrics] = defaultdict(RISMetrics)
     total = len(dataset.samples(split))
+    if total == 0:
+        raise InputError(f"{dataset.name} has no expression to evaluate in {split!r}")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     partial = None if folder is None else folder / "predictions.jsonl.partial"
@@ -103,6 +111,7 @@ def evaluate(
             sample = (scored.truth, scored.referent.image_id, scored.referent.ann_id)
             final.update(scored.prediction.mask, *sample)
             coarse.update(scored.prediction.coarse_mask, *sample)
+            generalised.update(scored.prediction.mask, scored.truth)
             if scored.expression.kind is not None:
                 by_kind[scored.expression.kind].update(scored.prediction.mask, *sample)
             if file is not None:
@@ -110,7 +119,10 @@ def evaluate(
             if progress is not None:
                 progress(len(final), total)
     result = Evaluation(
-        final.compute(), coarse.compute(), {kind: m.compute() for kind, m in sorted(by_kind.items())}
+        final.compute(),
+        coarse.compute(),
+        {kind: metrics.compute() for kind, metrics in sorted(by_kind.items())},
+        generalised.compute() if dataset.is_generalised(split) else {},
     )
     if folder is not None and partial is not None:
         partial.replace(folder / "predictions.jsonl")
@@ -124,30 +136,32 @@ def score(
     split: str,
     prompts: tuple[PromptName, ...] | None = None,
     images_per_pass: int = 4,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Scored]:
-    """Predictions of a split beside their truth, image by image."""
-    by_image: dict[int, list[tuple[Referent, Expression]]] = defaultdict(list)
-    for referent, expression in dataset.samples(split):
-        by_image[referent.image_id].append((referent, expression))
-    image_ids = list(by_image)
+    """Predictions of a split beside their truth, image by image.
+
+    Of several processes each takes its own images; together they take every image once. `RISMetrics.merge`
+    joins their scores.
+    """
+    by_image = dataset.by_image(split)
+    image_ids = share_of_rank(list(by_image), rank, world_size)
     for start in range(0, len(image_ids), images_per_pass):
         ids = image_ids[start : start + images_per_pass]
-        images = [load_image(dataset.images[i].path) for i in ids]
+        images = [load_record(dataset.images[i]) for i in ids]
         sizes = [image.shape[:2] for image in images]
-        for i, size in zip(ids, sizes, strict=True):
-            record = dataset.images[i]
-            if size != (record.height, record.width):
-                raise InputError(
-                    f"{record.path} has {size[1]} x {size[0]} pixels, its annotations are for "
-                    f"{record.width} x {record.height}: get the original image"
-                )
-        pairs = [(row, pair) for row, i in enumerate(ids) for pair in by_image[i]]
+        pairs = [
+            (row, referent, expression)
+            for row, i in enumerate(ids)
+            for referent in by_image[i]
+            for expression in referent.expressions
+        ]
         predictions = predictor.answer(
             predictor.encode(images),
             sizes,
-            [expression.text for _, (_, expression) in pairs],
-            [row for row, _ in pairs],
+            [expression.text for _, _, expression in pairs],
+            [row for row, _, _ in pairs],
             prompts,
         )
-        for (_, (referent, expression)), prediction in zip(pairs, predictions, strict=True):
+        for (_, referent, expression), prediction in zip(pairs, predictions, strict=True):
             yield Scored(referent, expression, prediction, dataset.mask(referent))

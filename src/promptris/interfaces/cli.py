@@ -16,6 +16,8 @@ from typing import Annotated, TextIO
 import typer
 
 from promptris.errors import InputError
+from promptris.interfaces.data import DataRoot
+from promptris.interfaces.data import app as data_app
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import (
     check_threshold,
@@ -24,7 +26,15 @@ from promptris.interfaces.options import (
     parse_splits,
     require_extra,
 )
-from promptris.interfaces.terminal import metrics_table, new_table, print_table, progress, report, say
+from promptris.interfaces.terminal import (
+    generalised_table,
+    metrics_table,
+    new_table,
+    print_table,
+    progress,
+    report,
+    say,
+)
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 TRAIN_DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -36,6 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment what an expression refers to: frozen CLIP and SAM, bridged by learned prompts (Prompt-RIS).",
 )
+
+app.add_typer(data_app, name="data")
 
 Model = Annotated[
     str | None,
@@ -179,6 +191,12 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
+    skip_broken: Annotated[
+        bool,
+        typer.Option(
+            "--skip-broken", help="Go on without items that cannot be used; they are listed at the end."
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option(help=f"{', '.join(TRAIN_DEVICES[:-1])} or {TRAIN_DEVICES[-1]}.")
     ] = "auto",
@@ -200,6 +218,7 @@ def train_command(
     if recipe is None or recipe.startswith("-"):
         raise InputError("no recipe is given before the other options: promptris train --list shows them")
     resolved = load_recipe(recipe, context.args)
+    resolved.data.skip_broken |= skip_broken
     if print_config:
         print(dump_recipe(resolved), end="")
         return 0
@@ -209,12 +228,17 @@ def train_command(
         raise InputError(f"cannot train on device {device!r}: choose from {', '.join(TRAIN_DEVICES)}")
 
     from promptris.predictor import pick_device
-    from promptris.training.run import run_recipe
+    from promptris.training.run import SKIPPED_FILE, run_recipe
 
     pick_device(device)
-    evaluation = run_recipe(resolved, out, resume=resume, device=device)
-    where = f"{resolved.data.name} {resolved.data.val_split}"
+    evaluation = run_recipe(resolved, out, resume=resume, device=device, notify=say)
+    where = f"{resolved.data.val_name or resolved.data.name} {resolved.data.val_split}"
     print_table(metrics_table(evaluation), f"{recipe} on {where}, in percent")
+    if (skipped := out / SKIPPED_FILE).is_file():
+        lines = skipped.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            say(line)
+        say(f"{len(lines)} items were left out of training, each named above and in {skipped}")
     say(f"the model is in {out / 'model'}")
     return 0
 
@@ -233,16 +257,23 @@ def _list_recipes() -> None:
 @app.command("evaluate")
 def evaluate_command(
     dataset: Annotated[
-        str, typer.Option(help="refcoco, refcoco+, refcocog, refshapes, or another folder in --data-root.")
+        str,
+        typer.Option(
+            help="refcoco, refcoco+, refcocog, grefcoco, refshapes, another folder in --data-root, or the path of a "
+            "folder with your own data."
+        ),
     ],
     split: Annotated[str, typer.Option(help="Such as val, testA, testB, test.")],
-    data_root: Annotated[Path, typer.Option(help="Folder with the images and the data set's folder.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and predictions.jsonl.")],
+    data_root: DataRoot = None,
     model: Model = None,
     split_by: Annotated[
         str | None,
         typer.Option(help="Partition: unc, umd or google.  [default: the data set's usual one]"),
     ] = None,
+    categories: Annotated[
+        str, typer.Option(help="Only referents of seen or unseen categories (Table 2), or all.")
+    ] = "all",
     prompts: Prompts = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -257,10 +288,11 @@ def evaluate_command(
     choice = ModelChoice(model, False, device, dtype, check_threshold(threshold), clip, sam)
     names = parse_prompts(prompts)
 
-    from promptris.data import read_refer
+    from promptris.data.catalog import read_dataset
+    from promptris.data.open_vocabulary import select
     from promptris.outputs import make_folder
 
-    data = read_refer(data_root, dataset, split_by)
+    data = select(read_dataset(dataset, data_root, split_by, notify=say), categories)
     data.referents(split)
     make_folder(out)
 
@@ -269,7 +301,10 @@ def evaluate_command(
     predictor = choice.load()
     with progress("expressions") as advance:
         evaluation = evaluate(predictor, data, split, names, out, progress=advance)
-    print_table(metrics_table(evaluation), f"{choice.shown_name} on {dataset} {split}, in percent")
+    which = "" if categories == "all" else f", {categories} categories"
+    print_table(metrics_table(evaluation), f"{choice.shown_name} on {data.name} {split}{which}, in percent")
+    if evaluation.generalised:
+        print_table(generalised_table(evaluation), "several targets or none, in percent")
     say(f"metrics.json and predictions.jsonl are in {out}")
     return 0
 

@@ -90,6 +90,16 @@ def metrics_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def generalised_table(evaluation: Evaluation) -> Table:
+    """The metrics of generalised RIS in percent; "-" where there is nothing to score."""
+    scores = evaluation.generalised
+    columns = ("gIoU", "cIoU", "N-acc", "T-acc")
+    table = new_table("masks", *columns, "expressions", "without target")
+    cells = ["-" if (score := scores[column]) is None else percent(score) for column in columns]
+    table.add_row("final", *cells, str(scores["count"]), str(scores["count_no_target"]))
+    return table
+
+
 def no_progress(done: int, total: int) -> None:
     """Where no bar is wanted."""
 

@@ -15,7 +15,7 @@ from promptris.modeling.cross_modal_decoder import CrossModalDecoder
 from promptris.modeling.cross_modal_prompting import CrossModalPrompting
 from promptris.modeling.sam_adapter import SamAdapter
 from promptris.modeling.sam_prompts import Clicks, TextPrompter, point_position, sparse_prompts
-from promptris.ops.masks import resize_logits
+from promptris.ops.resizing import resize_logits
 from promptris.processing import Processor
 from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, PromptRISOutput
 

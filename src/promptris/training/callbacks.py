@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,32 @@ class ProgressLines(L.Callback):
                 flush=True,
             )
         self._last, self._recent = now, {}
+
+
+class SkippedItems(L.Callback):
+    """Lists the items that a run goes on without in a file, one sentence a line, each once.
+
+    Args:
+        path: the file; what a resumed run listed before stays in it.
+        known: items that were left out before training began.
+    """
+
+    def __init__(self, path: Path, known: Sequence[str]) -> None:
+        self.path, self.known = path, known
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._listed: set[str] = set()
+        if self.path.exists():
+            self._listed.update(self.path.read_text(encoding="utf-8").splitlines())
+        self._list(self.known)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self._list(batch.skipped)
+
+    def _list(self, sentences: Sequence[str]) -> None:
+        lines = [" ".join(sentence.split()) for sentence in sentences]
+        new = [line for line in dict.fromkeys(lines) if line not in self._listed]
+        self._listed.update(new)
+        if new:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in new)

@@ -24,7 +24,7 @@ from promptris.modeling.base_weights import quiet_transformers
 from promptris.modeling.cross_modal_decoder import sine_cosine_code
 from promptris.modeling.presets import get_preset
 from promptris.modeling.tokenizer import build_word_tokenizer
-from promptris.ops.masks import pool_masks
+from promptris.ops.resizing import pool_masks
 from promptris.processing import Processor
 from promptris.training.pretraining import (
     HELD_OUT_SEED,

@@ -85,11 +85,17 @@ class DataConfig:
     """Where the data comes from.
 
     Attributes:
-        name: refcoco, refcoco+, refcocog or refshapes.
-        root: folder that holds the data set; None generates RefShapes below the run's folder.
+        name: refcoco, refcoco+, refcocog, grefcoco, refshapes, refcoco-combined (the paper's training set), or
+            the path of a folder with your own data.
+        root: folder that holds the data set and its images; None generates RefShapes below the run's folder.
         split_by: partition of the data set; None takes its usual one.
         train_split: split to train on.
-        val_split: split to evaluate on at the end.
+        categories: referents to train on: all, or only those of seen categories (Table 2).
+        val_name: data set to evaluate on at the end; None takes the one that is trained on, and refcoco for
+            refcoco-combined, which has nothing else.
+        val_split: split to evaluate on.
+        val_share: share of the training images that is held out as the split "val", where there is none.
+        skip_broken: train without the items that cannot be used, which are listed, instead of stopping.
         generate: what to generate when `root` is None.
     """
 
@@ -97,7 +103,11 @@ class DataConfig:
     root: str | None = None
     split_by: str | None = None
     train_split: str = "train"
+    categories: str = "all"
+    val_name: str | None = None
     val_split: str = "val"
+    val_share: float = 0.0
+    skip_broken: bool = False
     generate: GeneratedData = field(default_factory=GeneratedData)
 
 

@@ -7,24 +7,31 @@ import time
 from pathlib import Path
 
 from promptris.data.batches import ReferBatches
-from promptris.data.refer import ReferDataset, read_refer
+from promptris.data.catalog import read_dataset
+from promptris.data.combined import COMBINED
+from promptris.data.dataset import ReferDataset
+from promptris.data.index import Notify, silent
+from promptris.data.open_vocabulary import select as select_categories
 from promptris.errors import InputError
 from promptris.evaluation.protocol import Evaluation, evaluate
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.predictor import Predictor
+from promptris.training.callbacks import SkippedItems
 from promptris.training.checkpoints import StepCheckpoint
-from promptris.training.config import DataConfig, Recipe
+from promptris.training.config import DataConfig, GeneratedData, Recipe
 from promptris.training.module import PromptRISTraining
 from promptris.training.recipes import dump_recipe
 from promptris.training.schedule import Schedule
 from promptris.training.towers import prepare_towers
 from promptris.training.trainer import fit_steps
 
-RECIPE_FILE, RESULT_FILE = "recipe.yaml", "result.json"
+RECIPE_FILE, RESULT_FILE, SKIPPED_FILE = "recipe.yaml", "result.json", "skipped.txt"
 
 
-def run_recipe(recipe: Recipe, out: Path, resume: bool = False, device: str = "auto") -> Evaluation:
+def run_recipe(
+    recipe: Recipe, out: Path, resume: bool = False, device: str = "auto", notify: Notify = silent
+) -> Evaluation:
     """Do everything a recipe asks for and evaluate the result on its validation split.
 
     `out` gets recipe.yaml, metrics.csv, last.ckpt, model/ (as `save_pretrained`), result.json, and what had to
@@ -35,18 +42,19 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, device: str = "a
         out: folder of the run; new or empty, unless resuming.
         resume: go on with the interrupted run in `out`.
         device: Lightning accelerator, "auto", "cpu", "cuda" or "mps".
+        notify: told what is worth knowing about the data, in sentences.
 
     Raises:
         InputError: when `out` holds another run, or data or weights cannot be read.
     """
     started = time.perf_counter()
     _claim(recipe, out, resume)
-    dataset = prepare_data(recipe.data, out / "data")
+    training, validation = prepare_data(recipe.data, out / "data", notify)
     clip, sam = prepare_towers(recipe.towers, out / "towers", recipe.seed, resume)
     model = build_from_sources(clip, sam, recipe.model, recipe.seed)
-    tune(recipe, model, dataset, out, resume, device)
+    tune(recipe, model, training, out, resume, device)
     model.save_pretrained(out / "model", full=recipe.save_full)
-    result = evaluate(Predictor(model.eval()), dataset, recipe.data.val_split, folder=out / "evaluation")
+    result = evaluate(Predictor(model.eval()), validation, recipe.data.val_split, folder=out / "evaluation")
     report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
     (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return result
@@ -68,6 +76,7 @@ def tune(
         recipe.seed,
         # Looked up when a batch is made; the schedule needs the number of images first.
         needs_sam=lambda step: schedule.needs_sam(step),
+        skip_broken=recipe.data.skip_broken,
     )
     schedule = Schedule.from_epochs(
         config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power, config.warmup
@@ -86,23 +95,41 @@ def tune(
         config.gradient_clip,
         config.workers,
         device,
+        [SkippedItems(out / SKIPPED_FILE, dataset.broken)] if recipe.data.skip_broken else [],
     )
 
 
-def prepare_data(config: DataConfig, folder: Path) -> ReferDataset:
-    """The data set of a run; RefShapes is generated below `folder` unless it is there already."""
-    if config.root is not None:
-        return read_refer(config.root, config.name, config.split_by)
-    if config.name != "refshapes":
-        raise InputError(f"the recipe trains on {config.name}: tell where it is with --data.root FOLDER")
+def prepare_data(
+    config: DataConfig, folder: Path, notify: Notify = silent
+) -> tuple[ReferDataset, ReferDataset]:
+    """The data sets to train and to evaluate on; RefShapes is generated below `folder` unless it is there.
+
+    Raises:
+        InputError: when they cannot be read, or lack the splits that the recipe names.
+    """
+    root = config.root
+    if config.name == "refshapes" and root is None:
+        root = str(_generate(config.generate, folder))
+    training = read_dataset(config.name, root, config.split_by, skip_broken=config.skip_broken, notify=notify)
+    if config.val_share:
+        training = training.hold_out(config.val_share, config.train_split, config.val_split)
+    val_name = config.val_name or ("refcoco" if config.name == COMBINED else config.name)
+    validation = training if val_name == config.name else read_dataset(val_name, root, notify=notify)
+    training = select_categories(training, config.categories)
+    for dataset, split in ((training, config.train_split), (validation, config.val_split)):
+        if not len(dataset.samples(split)):
+            raise InputError(f"{dataset.name} has no expression in its split {split!r}")
+    return training, validation
+
+
+def _generate(wanted: GeneratedData, folder: Path) -> Path:
     from promptris.data.refshapes import WorldOptions
     from promptris.data.refshapes.writer import write_refshapes
 
-    wanted = config.generate
     if not folder.is_dir():
         options = WorldOptions(size=wanted.size, level=wanted.level)
         write_refshapes(folder, {"train": wanted.train, "val": wanted.val}, wanted.seed, options)
-    return read_refer(folder, config.name)
+    return folder
 
 
 def _claim(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -18,7 +18,7 @@ from promptris.losses import dice_loss, mask_bce
 from promptris.modeling.base_weights import quiet_transformers
 from promptris.modeling.presets import get_preset
 from promptris.modeling.sam_adapter import FOREGROUND, SamAdapter
-from promptris.ops.masks import pool_masks, resize_logits
+from promptris.ops.resizing import pool_masks, resize_logits
 from promptris.processing import SAM_MEAN, SAM_STD, load_image, normalise
 from promptris.training.pretraining import (
     HELD_OUT_SEED,

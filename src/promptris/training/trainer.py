@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -28,6 +29,7 @@ def fit_steps(
     gradient_clip: float = 0.0,
     workers: int = 0,
     accelerator: str = "cpu",
+    callbacks: Sequence[L.Callback] = (),
 ) -> None:
     """Run the steps that are not done yet; afterwards the module holds the weights of the last one.
 
@@ -43,6 +45,7 @@ def fit_steps(
         gradient_clip: largest norm of the gradient; 0 leaves it alone.
         workers: processes that prepare batches.
         accelerator: "auto", "cpu", "cuda" or "mps".
+        callbacks: others than the usual ones.
     """
     start = checkpoint.saved_step() if resume else 0
     if start >= total:
@@ -70,6 +73,7 @@ def fit_steps(
                 SeedSteps(seed),
                 MetricsFile(folder / METRICS_FILE, module.loss_terms),
                 ProgressLines(name, total),
+                *callbacks,
                 checkpoint,
             ],
         )

@@ -24,7 +24,7 @@ NAME = "refshapes"
 SPLIT_BY = "unc"
 DEFAULT_SPLITS: dict[str, int] = {"train": 2000, "val": 200, "test": 200}
 CATEGORY_IDS: dict[str, int] = {name: i + 1 for i, name in enumerate(CATEGORIES)}
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STAGE_PREFIX = ".refshapes-writing-"
 _IMAGE_NAME = re.compile(r"refshapes_\d{12}\.jpg")
@@ -123,9 +123,10 @@ class _Collector:
 
     def __init__(self, folder: Path) -> None:
         # Imported here: the in-memory world needs no more than numpy and Pillow.
-        from promptris.ops.masks import mask_bbox, mask_to_rle
+        from promptris.ops.masks import mask_bbox
+        from promptris.ops.polygons import mask_to_coco_polygons
 
-        self._rle, self._bbox = mask_to_rle, mask_bbox
+        self._polygons, self._bbox = mask_to_coco_polygons, mask_bbox
         self._folder = folder
         (folder / "images").mkdir()
         (folder / NAME).mkdir()
@@ -154,7 +155,8 @@ class _Collector:
                     "area": int(mask.sum()),
                     "bbox": self._bbox(mask),
                     "iscrowd": 0,
-                    "segmentation": self._rle(mask),
+                    # Polygons and not run lengths, which the REFER toolkit cannot read; they fill the same pixels.
+                    "segmentation": self._polygons(mask),
                 }
             )
             sentences = []
@@ -184,6 +186,7 @@ class _Collector:
         folder = self._folder / NAME
         instances = {
             "info": {"description": "RefShapes: synthetic shapes with referring expressions"},
+            "licenses": [],
             "images": self._images,
             "annotations": self._annotations,
             "categories": [

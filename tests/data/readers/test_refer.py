@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from promptris.data import ReferDataset, read_refer
-from promptris.data.restricted_pickle import load_plain_pickle
+from promptris.data.readers.restricted_pickle import load_plain_pickle
 from promptris.errors import InputError
 
 
@@ -121,9 +123,8 @@ def test_mask_from_run_lengths(tmp_path):
 def test_damaged_segmentation_names_the_annotation(tmp_path):
     instances = json.loads(json.dumps(INSTANCES))
     instances["annotations"][0]["segmentation"] = []
-    dataset = read_refer(build(tmp_path, instances=instances), "refcoco")
-    with pytest.raises(InputError, match="annotation 10"):
-        dataset.mask(dataset.splits["train"][0])
+    with pytest.raises(InputError, match=r"instances\.json, annotation 10: The segmentation is empty"):
+        read_refer(build(tmp_path, instances=instances), "refcoco")
 
 
 def test_split_by_defaults_and_choice(tmp_path):
@@ -302,3 +303,70 @@ def test_object_arrays_are_refused(tmp_path):
     (tmp_path / "x.p").write_bytes(pickle.dumps(np.array([{}], dtype=object), protocol=2))
     with pytest.raises(InputError, match="not plain numbers or text"):
         load_plain_pickle(tmp_path / "x.p")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2])
+def test_refs_as_python_2_wrote_them_read_the_same(tmp_path, dumps_python2, protocol):
+    refs = json.loads(json.dumps(REFS))
+    refs[0]["sentences"][0].update(sent='the café\'s "left" one\\', raw="l'\xe9t\xe9\n")
+    raw = dumps_python2(refs, protocol)
+    assert (b"U" in raw) == (protocol > 0)
+    with pytest.raises(UnicodeDecodeError):
+        pickle.loads(raw)  # what a reader without the latin1 fallback meets
+    dataset = read_refer(build(tmp_path, raw=raw), "refcoco")
+    modern = read_refer(build(tmp_path / "modern", refs=refs), "refcoco")
+    assert dataset.splits["train"] == modern.splits["train"]
+    assert dataset.splits["train"][0].expressions[0].text == 'the café\'s "left" one\\'
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x02]r\xff\xff\xff\xff.",  # a memo of 4 billion places
+        b"]p99999999999\n.",
+        b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",  # a bytearray of a terabyte
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",  # and as bytes
+        b"cbuiltins\nbytearray\n(L1099511627776L\ntR.",
+    ],
+)
+def test_a_few_bytes_cannot_fill_the_memory(tmp_path, payload):
+    (tmp_path / "x.p").write_bytes(payload)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(InputError):
+        assert load_plain_pickle(tmp_path / "x.p") == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("field", [None, "ref_id", "ann_id", "split", "sentences", "category_id"])
+def test_a_bomb_of_nested_lists_is_refused_in_one_short_sentence(tmp_path, field):
+    bomb = ["x"]
+    for _ in range(60):  # 2**60 values in a few hundred bytes
+        bomb = [bomb, bomb]
+    refs = json.loads(json.dumps(REFS))
+    refs[0] = bomb if field is None else {**refs[0], field: bomb}
+    with pytest.raises(InputError, match="spoils a field") as caught:
+        read_refer(build(tmp_path, raw=pickle.dumps(refs)), "refcoco")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------ skipping broken items
+
+
+def test_broken_items_are_skipped_on_request_and_listed(tmp_path):
+    refs = json.loads(json.dumps(REFS))
+    refs.append(ref(4, 99, 7, "train", sentence(104, "annotation that is not there")))
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["annotations"][0]["segmentation"] = [[0, 0, 10, 0]]
+    root = build(tmp_path, refs=refs, instances=instances)
+    (root / "images/train2014/COCO_train2014_000000000008.jpg").unlink()
+    with pytest.raises(InputError, match=r"annotation 10: .* has 2 points.*and 1 more broken item"):
+        read_refer(root, "refcoco")
+    dataset = read_refer(root, "refcoco", skip_broken=True)
+    assert {split: [r.ref_id for r in refs] for split, refs in dataset.splits.items()} == {
+        "train": [2],
+        "testA": [],
+    }
+    told = "\n".join(dataset.broken)
+    assert len(dataset.broken) == 3
+    for sign in ("annotation 10", "annotation 99", "COCO_train2014_000000000008.jpg"):
+        assert sign in told

@@ -1,0 +1,1 @@
+"""Fetching data sets: download, verify, unpack."""
