@@ -1,10 +1,12 @@
 """How fast data are opened and made ready on one core, against what a researcher would write without promptris.
 
-**Loading.** Images per second of the whole way from files to tensors: decoding, the 480 and the 1024 square, four
-masks per image at 256 x 256 (from polygons; from the run lengths that the index keeps of them in our case), four
-expressions as tokens. Against it stand Pillow, transformers' PIL image processors for CLIP and SAM (SAM's keeps
-the sides' ratio and pads, which is less work than a full square), pycocotools and the same tokenizer. Images, masks and sentences are made here, from a seed. Both sides do the
-same batches in turns, one thread each; figures are medians over the rounds.
+**Loading.** Images per second of the whole way from files to tensors: decoding, the 480 and the 1024 square,
+four masks per image at 256 x 256 (from polygons; in our case from the run lengths that the index keeps of them),
+four expressions as tokens. Against it stand Pillow, transformers' PIL image processors for CLIP and SAM (SAM's
+keeps the sides' ratio and pads, which is less work than a full square), pycocotools and the same tokenizer. Theirs
+are normalised floats; ours stay uint8 until the device has them, "coco_normalised" makes floats of them here too.
+Images, masks and sentences are made here, from a seed. Both sides do the same batches in turns, one thread each;
+figures are medians over the rounds.
 
 **Opening.** Seconds and peak memory of a fresh process that opens a data set of RefCOCO's size (20,000 images,
 50,000 referents, 142,000 sentences) and looks at one referent: from the index, without an index, and as the REFER
@@ -43,7 +45,7 @@ from promptris.images import load_image
 from promptris.modeling.tokenizer import build_word_tokenizer
 from promptris.ops.resizing import pool_masks
 from promptris.ops.run_lengths import rle_to_mask, segmentation_to_run_lengths
-from promptris.processing import Processor
+from promptris.processing import Processor, normalised
 
 CLIP_SIDE, SAM_SIDE, MASK_SIDE = 480, 1024, 256
 PER_IMAGE = 4
@@ -129,13 +131,14 @@ def make_samples(folder: Path, sizes: Sequence[tuple[int, int]], seed: int) -> l
 Stage = Callable[[list[Sample]], Any]
 
 
-def promptris_stages(tokenizer: Any, reduced: bool) -> dict[str, Stage]:
-    """What `promptris train` does with a batch; it reads photographs reduced."""
+def promptris_stages(tokenizer: Any, reduced: bool, normalise: bool) -> dict[str, Stage]:
+    """What `promptris train` does with a batch; it reads photographs reduced, and normalises on the device."""
     processor = Processor(tokenizer, CLIP_SIDE, SAM_SIDE, 77)
 
     def images(batch: list[Sample]) -> Any:
         at_least = processor.enough() if reduced else None
-        return processor.images([load_image(sample.path, at_least) for sample in batch])
+        made = processor.images([load_image(sample.path, at_least) for sample in batch])
+        return normalised(made) if normalise else made
 
     def masks(batch: list[Sample]) -> torch.Tensor:
         pooled = []
@@ -236,13 +239,16 @@ def loading(options: argparse.Namespace, console: Console) -> dict[str, Ratio]:
         sizes = [COCO_SIZES[k % len(COCO_SIZES)] for k in range(options.images)]
         coco = make_samples(Path(folder) / "coco", sizes, seed=1)
         photos = make_samples(Path(folder) / "photos", [PHOTO_SIZE] * few, seed=2)
-        for name, samples, reduced in (
-            ("coco", coco, False),
-            ("photographs", photos, False),
-            ("photographs_reduced", photos, True),
+        for name, samples, reduced, normalise in (
+            ("coco", coco, False, False),
+            ("coco_normalised", coco, False, True),
+            ("photographs", photos, False, False),
+            ("photographs_reduced", photos, True, False),
         ):
             batches = [samples[k : k + options.batch] for k in range(0, len(samples), options.batch)]
-            ratio, stages = compare(promptris_stages(tokenizer, reduced), theirs, batches, options.rounds)
+            ratio, stages = compare(
+                promptris_stages(tokenizer, reduced, normalise), theirs, batches, options.rounds
+            )
             ratios[name] = ratio
             for stage, (mine, other) in stages.items():
                 is_whole = stage == "whole"

@@ -18,7 +18,15 @@ from promptris.errors import InputError
 from promptris.modeling.tokenizer import build_word_tokenizer, byte_tokenizer
 from promptris.ops.masks import mask_iou
 from promptris.ops.resizing import pool_masks
-from promptris.processing import CLIP_MEAN, CLIP_STD, Processor, check_expression, normalise, stretch
+from promptris.processing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Processor,
+    check_expression,
+    normalise,
+    normalised,
+    stretch,
+)
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -40,20 +48,33 @@ def solid(color, size=(6, 4)):
     return Image.new("RGB", size, tuple(color))
 
 
+def ready(processor, images, **options):
+    """What the towers get."""
+    return normalised(processor.images(images, **options))
+
+
 # ------------------------------------------------------------------------------------------ tensors of images
 
 
+def test_pixels_stay_small_until_the_model_has_them(processor):
+    batch = processor.images([solid(RED, (30, 7))])
+    assert batch.clip_pixels.dtype == batch.sam_pixels.dtype == torch.uint8
+    assert normalised(batch, torch.bfloat16).sam_pixels.dtype == torch.bfloat16
+    again = normalised(normalised(batch))
+    assert torch.equal(again.clip_pixels, normalised(batch).clip_pixels)  # floats count as done
+
+
 def test_sizes_and_types(processor):
-    batch = processor.images([solid(RED, (30, 7)), solid(WHITE, (5, 90))])
+    batch = ready(processor, [solid(RED, (30, 7)), solid(WHITE, (5, 90))])
     assert batch.clip_pixels.shape == (2, 3, 24, 24) and batch.clip_pixels.dtype == torch.float32
     assert batch.sam_pixels.shape == (2, 3, 32, 32) and batch.sam_pixels.dtype == torch.float32
-    alone = processor.images([solid(RED, (30, 7))], with_sam=False)
+    alone = ready(processor, [solid(RED, (30, 7))], with_sam=False)
     assert alone.sam_pixels is None
     assert torch.equal(alone.clip_pixels, batch.clip_pixels[:1])
 
 
 def test_normalisation_of_a_constant_image_by_hand(processor):
-    batch = processor.images([solid([51, 102, 204], (13, 9))])  # 0.2, 0.4, 0.8
+    batch = ready(processor, [solid([51, 102, 204], (13, 9))])  # 0.2, 0.4, 0.8
     clip = [
         (0.2 - 0.48145466) / 0.26862954,
         (0.4 - 0.4578275) / 0.26130258,
@@ -66,7 +87,7 @@ def test_normalisation_of_a_constant_image_by_hand(processor):
 
 
 def test_one_pixel_is_enough(processor):
-    batch = processor.images([solid(RED, (1, 1))])
+    batch = ready(processor, [solid(RED, (1, 1))])
     assert (batch.clip_pixels[0].flatten(1).std(dim=1) < 1e-6).all()
     assert batch.sam_pixels.shape == (1, 3, 32, 32)
 
@@ -76,7 +97,7 @@ def test_left_stays_left_and_top_stays_top(processor):
     image = solid(WHITE, (40, 20))
     image.paste((255, 0, 0), (0, 0, 20, 20))
     image.paste((0, 0, 0), (0, 15, 40, 20))
-    batch = processor.images([image])
+    batch = ready(processor, [image])
     for pixels in (batch.clip_pixels[0], batch.sam_pixels[0]):
         side = pixels.shape[-1]
         quarter, three_quarters, bottom = side // 4, 3 * side // 4, side - 2
@@ -91,7 +112,7 @@ def test_the_whole_image_is_stretched_not_cropped(processor):
     image = solid(WHITE, (80, 10))
     image.paste((0, 0, 0), (0, 0, 10, 10))
     image.paste((0, 0, 0), (70, 0, 80, 10))
-    for pixels in (processor.images([image]).clip_pixels[0, 0], processor.images([image]).sam_pixels[0, 0]):
+    for pixels in (ready(processor, [image]).clip_pixels[0, 0], ready(processor, [image]).sam_pixels[0, 0]):
         dark = (pixels[0] < 0).nonzero()[:, 0].tolist()
         side = len(pixels)
         assert dark == [*range(side // 8), *range(side - side // 8, side)]
@@ -100,7 +121,7 @@ def test_the_whole_image_is_stretched_not_cropped(processor):
 def test_shrinking_is_antialiased(processor):
     """Black and white noise, about 100 pixels to one: averages are grey, single samples would not be."""
     noise = np.random.default_rng(0).integers(0, 2, (240, 320, 1)).repeat(3, axis=2) * 255
-    batch = processor.images([noise.astype(np.uint8)])
+    batch = ready(processor, [noise.astype(np.uint8)])
     for pixels in (batch.clip_pixels, batch.sam_pixels):
         assert pixels.std(dim=(2, 3)).max() < 0.5  # about 1.9 without averaging
 
@@ -108,12 +129,12 @@ def test_shrinking_is_antialiased(processor):
 def test_arrays_with_negative_strides_are_taken_as_they_look(processor):
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, :4] = RED
-    mirrored = processor.images([pixels[:, ::-1]]).clip_pixels
-    assert torch.equal(mirrored, processor.images([np.ascontiguousarray(pixels[:, ::-1])]).clip_pixels)
+    mirrored = ready(processor, [pixels[:, ::-1]]).clip_pixels
+    assert torch.equal(mirrored, ready(processor, [np.ascontiguousarray(pixels[:, ::-1])]).clip_pixels)
 
 
 def test_order_of_images_is_kept(processor):
-    batch = processor.images([solid(RED), solid([0, 0, 255]), solid(WHITE)])
+    batch = ready(processor, [solid(RED), solid([0, 0, 255]), solid(WHITE)])
     assert [int(p[0, 0, 0] > 0) for p in batch.clip_pixels] == [1, 0, 1]
     assert [int(p[2, 0, 0] > 0) for p in batch.sam_pixels] == [0, 1, 1]
 
@@ -130,13 +151,13 @@ def test_path_bytes_pil_and_array_give_identical_tensors(processor, tmp_path):
     decoded = np.asarray(Image.open(io.BytesIO(data)))  # read-only
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        batch = processor.images([tmp_path / "photo.jpg", data, Image.fromarray(decoded), decoded])
+        batch = ready(processor, [tmp_path / "photo.jpg", data, Image.fromarray(decoded), decoded])
     for tensors in (batch.clip_pixels, batch.sam_pixels):
         assert all(torch.equal(tensors[0], other) for other in tensors[1:])
 
 
 def test_tensors_are_in_channels_last_memory(processor):
-    batch = processor.images([solid(RED, (30, 7)), solid(WHITE, (5, 90))])
+    batch = ready(processor, [solid(RED, (30, 7)), solid(WHITE, (5, 90))])
     for tensors in (batch.clip_pixels, batch.sam_pixels):
         assert tensors.is_contiguous(memory_format=torch.channels_last)
 
@@ -146,7 +167,7 @@ def test_training_may_decode_photographs_no_larger_than_the_larger_square(proces
 
 
 def test_normalise_by_hand_and_its_input_is_kept():
-    pixels = torch.tensor([0, 51, 255] * 6, dtype=torch.uint8).reshape(1, 2, 3, 3)
+    pixels = torch.tensor([0, 51, 255] * 6, dtype=torch.uint8).reshape(1, 2, 3, 3).permute(0, 3, 1, 2)
     kept = pixels.clone()
     result = normalise(pixels, CLIP_MEAN, CLIP_STD)
     assert result.shape == (1, 3, 2, 3) and torch.equal(pixels, kept)

@@ -22,7 +22,7 @@ from promptris.ops.points import highest_position
 from promptris.ops.polygons import mask_to_polygons
 from promptris.ops.run_lengths import mask_to_rle
 from promptris.processing import ImageLike, Processor, check_expression, load_image
-from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
+from promptris.structures import ImageFeatures, PromptRISOutput
 from promptris.visualize import overlay
 
 Click = tuple[float, float, int]
@@ -164,11 +164,8 @@ class Predictor(_AnswersExpressions):
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
-        batch = self.processor.images(images).to(self.device)
-        dtype = next(self.model.parameters()).dtype
-        sam_pixels = None if batch.sam_pixels is None else batch.sam_pixels.to(dtype)
         with torch.inference_mode():
-            return self.model.encode_image(ImageBatch(batch.clip_pixels.to(dtype), sam_pixels))
+            return self.model.encode_image(self.processor.images(images).to(self.device))
 
     def answer(
         self,

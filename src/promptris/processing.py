@@ -29,6 +29,7 @@ __all__ = [
     "check_expression",
     "load_image",
     "normalise",
+    "normalised",
     "stretch",
 ]
 
@@ -55,26 +56,27 @@ class Processor:
         self.context_length = context_length
 
     def images(self, images: Sequence[ImageLike], with_sam: bool = True) -> ImageBatch:
-        """I images as normalised tensors, in channels-last memory.
+        """I images as uint8 squares, in channels-last memory; `normalised` makes them what the towers take.
+
+        They stay uint8 until they are on the model's device: a quarter of the memory to fill and to move.
 
         Args:
             images: paths, bytes, PIL images or H x W x 3 uint8 RGB arrays.
-            with_sam: whether to make SAM's tensors too.
+            with_sam: whether to make SAM's squares too.
 
         Raises:
             InputError: one cannot be read; the message names it.
         """
-        clip = torch.empty(len(images), self.clip_size, self.clip_size, 3)
-        sam = torch.empty(len(images), self.sam_size, self.sam_size, 3) if with_sam else None
+        clip = torch.empty(len(images), self.clip_size, self.clip_size, 3, dtype=torch.uint8)
+        sam = (
+            torch.empty(len(images), self.sam_size, self.sam_size, 3, dtype=torch.uint8) if with_sam else None
+        )
         for row, image in enumerate(images):
             pixels = load_image(image)
             clip[row] = stretch(pixels, self.clip_size, "bicubic")
             if sam is not None:
                 sam[row] = stretch(pixels, self.sam_size, "bilinear")
-        return ImageBatch(
-            _normalise_(clip, CLIP_MEAN, CLIP_STD),
-            None if sam is None else _normalise_(sam, SAM_MEAN, SAM_STD),
-        )
+        return ImageBatch(clip.permute(0, 3, 1, 2), None if sam is None else sam.permute(0, 3, 1, 2))
 
     def enough(self, with_sam: bool = True) -> int:
         """Sides that `images` needs not exceed: for `load_image(..., at_least=...)` in training.
@@ -139,22 +141,26 @@ def stretch(
     return square[0].permute(1, 2, 0)
 
 
+def normalised(images: ImageBatch, dtype: torch.dtype = torch.float32) -> ImageBatch:
+    """The batch as the towers take it, on the device where it is; floats count as normalised and are only cast."""
+    clip, sam = images.clip_pixels, images.sam_pixels
+    if clip.dtype == torch.uint8:
+        clip = normalise(clip, CLIP_MEAN, CLIP_STD)
+    if sam is not None and sam.dtype == torch.uint8:
+        sam = normalise(sam, SAM_MEAN, SAM_STD)
+    return ImageBatch(clip.to(dtype), None if sam is None else sam.to(dtype))
+
+
 def normalise(
-    pixels: UInt8[Tensor, "I h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
+    pixels: UInt8[Tensor, "I 3 h w"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "I 3 h w"]:
-    """(value / 255 - mean) / std per channel, float32, in channels-last memory as the pixels are."""
-    return _normalise_(torch.empty(pixels.shape, device=pixels.device).copy_(pixels), mean, std)
-
-
-def _normalise_(
-    values: Float[Tensor, "I h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Tensor, "I 3 h w"]:
-    """The same in place, for values 0 ... 255 in contiguous memory."""
+    """(value / 255 - mean) / std per channel, float32, in channels-last memory."""
+    rows = pixels.permute(0, 2, 3, 1).contiguous()
     # Whole rows at once: arithmetic over an innermost axis of three is several times slower.
-    rows = values.view(*values.shape[:2], -1)
-    centre, spread = (torch.tensor(v, device=values.device).repeat(values.shape[2]) for v in (mean, std))
-    torch.addcmul(-centre / spread, rows, 1 / (255 * spread), out=rows)
-    return values.permute(0, 3, 1, 2)
+    values = rows.view(*rows.shape[:2], -1).float()
+    centre, spread = (torch.tensor(v, device=values.device).repeat(rows.shape[2]) for v in (mean, std))
+    torch.addcmul(-centre / spread, values, 1 / (255 * spread), out=values)
+    return values.view(rows.shape).permute(0, 3, 1, 2)
 
 
 def check_expression(expression: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 Tensors = TypeVar("Tensors", bound="_TensorFields")
@@ -48,15 +48,15 @@ class ExpressionBatch(_TensorFields):
 
 @dataclass
 class ImageBatch(_TensorFields):
-    """Images prepared for both towers.
+    """Images prepared for both towers: uint8, which the model normalises, or floats that are normalised.
 
     Attributes:
-        clip_pixels: [I, 3, h, w] normalised for CLIP.
-        sam_pixels: [I, 3, s, s] normalised for SAM; None when SAM is not run.
+        clip_pixels: [I, 3, h, w] for CLIP.
+        sam_pixels: [I, 3, s, s] for SAM; None when SAM is not run.
     """
 
-    clip_pixels: Float[Tensor, "I 3 h w"]
-    sam_pixels: Float[Tensor, "I 3 s s"] | None = None
+    clip_pixels: Float[Tensor, "I 3 h w"] | UInt8[Tensor, "I 3 h w"]
+    sam_pixels: Float[Tensor, "I 3 s s"] | UInt8[Tensor, "I 3 s s"] | None = None
 
 
 @dataclass

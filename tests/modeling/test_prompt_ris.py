@@ -23,6 +23,7 @@ from promptris.modeling.tokenizer import byte_tokenizer
 from promptris.ops.masks import mask_iou
 from promptris.ops.resizing import pool_masks
 from promptris.predictor import Predictor
+from promptris.processing import normalised
 from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, SegmentationTargets
 
 MASK = 32
@@ -617,7 +618,7 @@ def test_overfits_four_images():
     )
     model = build_model(*overfitting_towers(), settings, byte_tokenizer(600, 64), seed=0)
     processor, size = model.processor(), (model.sam.mask_size,) * 2
-    images = processor.images([example.image for example in examples])
+    images = normalised(processor.images([example.image for example in examples]))
 
     def at_mask_size(stack):
         return pool_masks(torch.stack([torch.from_numpy(mask) for mask in stack]), size)

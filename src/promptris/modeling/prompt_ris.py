@@ -16,7 +16,7 @@ from promptris.modeling.cross_modal_prompting import CrossModalPrompting
 from promptris.modeling.sam_adapter import SamAdapter
 from promptris.modeling.sam_prompts import Clicks, TextPrompter, point_position, sparse_prompts
 from promptris.ops.resizing import resize_logits
-from promptris.processing import Processor
+from promptris.processing import Processor, normalised
 from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, PromptRISOutput
 
 
@@ -98,11 +98,10 @@ class PromptRIS(nn.Module):
     def encode_image(self, images: ImageBatch) -> ImageFeatures:
         """Everything that is computed once per image, however many expressions there are."""
         with torch.no_grad():
+            ready = normalised(images, next(self.parameters()).dtype)
             return ImageFeatures(
-                clip_tokens=self.clip.embed_image(images.clip_pixels),
-                sam_embeddings=None
-                if images.sam_pixels is None
-                else self.sam.encode_image(images.sam_pixels),
+                clip_tokens=self.clip.embed_image(ready.clip_pixels),
+                sam_embeddings=None if ready.sam_pixels is None else self.sam.encode_image(ready.sam_pixels),
             )
 
     def forward(

@@ -25,7 +25,7 @@ from promptris.modeling.cross_modal_decoder import sine_cosine_code
 from promptris.modeling.presets import get_preset
 from promptris.modeling.tokenizer import build_word_tokenizer
 from promptris.ops.resizing import pool_masks
-from promptris.processing import Processor
+from promptris.processing import Processor, normalised
 from promptris.training.pretraining import (
     HELD_OUT_SEED,
     PRETRAINING_SEED,
@@ -99,7 +99,7 @@ class RegionBatches(SceneBatches):
         text = self.processor.expressions([phrase.text for phrase in phrases])
         sentences = self.processor.expressions(captions)
         return RegionBatch(
-            pixels=self.processor.images(images, with_sam=False).clip_pixels,
+            pixels=normalised(self.processor.images(images, with_sam=False)).clip_pixels,
             scene_index=torch.tensor(scene_index + list(range(len(images)))),
             weights=shares / shares.sum(dim=1, keepdim=True),
             codes=torch.from_numpy(regions),

@@ -107,7 +107,7 @@ class PromptBatches(SceneBatches):
             boxes[row] = np.array([[xs.min(), ys.min()], [xs.max() + 1, ys.max() + 1]]) + jitter
         stacked = torch.from_numpy(np.stack(masks))
         return PromptBatch(
-            pixels=normalise(torch.stack(images), SAM_MEAN, SAM_STD),
+            pixels=normalise(torch.stack(images).permute(0, 3, 1, 2), SAM_MEAN, SAM_STD),
             image_index=torch.tensor(index),
             truth=pool_masks(stacked, (self.mask_size, self.mask_size)),
             kind=torch.from_numpy(kind),
