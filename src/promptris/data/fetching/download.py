@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import importlib.util
 import json
 import re
 import socket
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
+
+import certifi
 
 from promptris.data.fetching.archives import free_bytes
 from promptris.errors import InputError
@@ -430,11 +431,8 @@ class _StaySecure(urllib.request.HTTPRedirectHandler):
 def _http_opener() -> urllib.request.OpenerDirector:
     """http and https only: the default one would open files and ftp, which a list of sources must not."""
     context = ssl.create_default_context()
-    if importlib.util.find_spec("certifi") is not None:
-        # Some builds of Python come without the system's certificates.
-        import certifi
-
-        context.load_verify_locations(certifi.where())
+    # Some builds of Python come without the system's certificates.
+    context.load_verify_locations(certifi.where())
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
