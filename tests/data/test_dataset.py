@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptris.data.columns import Collector
+from promptris.data.columns import Collector, Place
 from promptris.data.dataset import ReferDataset
 from promptris.data.records import NO_TARGET, Expression
 from promptris.errors import InputError
@@ -144,3 +144,95 @@ def test_holding_out_says_what_is_wrong(dataset):
         dataset.hold_out(1.0, into="test")
     with pytest.raises(InputError, match="1 image in 'train': too few"):
         dataset.only_categories({1}).hold_out(0.5, into="test")
+
+
+# ------------------------------------------------------------------------------------------------------ usable
+
+
+def with_broken(root, rows, *broken: tuple[str, Place]) -> ReferDataset:
+    """A data set that lacks items which its reader found broken, each at a place."""
+    collector = Collector()
+    for ref_id, (image_id, split, name) in enumerate(rows):
+        collector.image(image_id, name, 4, 9)
+        collector.referent(ref_id, image_id, 1, split, [Expression(ref_id, "it")], {image_id: square(0)})
+
+    def fail(sentence: str) -> None:
+        raise InputError(sentence)
+
+    for sentence, place in broken:
+        collector.attempt(fail, sentence, place=lambda place=place: place)
+    return ReferDataset.from_columns("mine", "", root, collector.columns(), [root])
+
+
+def test_broken_items_stop_those_who_use_their_split(tmp_path):
+    dataset = with_broken(
+        tmp_path,
+        [(1, "train", "1.png"), (2, "val", "2.png")],
+        ("one of train", ("train", 1)),
+        ("one of test", ("test", None)),
+    )
+    assert dataset.columns.facts["left_out"] == {"train": [1]}
+    for splits, message in (
+        (None, "one of train .and 1 more"),
+        (["train"], "one of train$"),
+        (["test"], "one of test$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataset.usable(False, False, splits)
+    assert dataset.usable(False, False, ["val"]).broken == ()
+    kept = dataset.usable(False, True, ["test", "val"])
+    assert (kept.broken, kept.broken_splits) == (("one of test",), ("test",))
+    assert dataset.usable(False, True).broken == dataset.broken == ("one of train", "one of test")
+
+
+def test_a_broken_item_that_may_be_anywhere_stops_everybody(tmp_path):
+    dataset = with_broken(tmp_path, [(1, "val", "1.png")], ("no split", (None, 1)))
+    with pytest.raises(InputError, match="no split"):
+        dataset.usable(False, False, ["val"])
+    assert dataset.columns.facts["left_out"] == {}
+
+
+def test_missing_images_of_other_splits_do_not_matter(tmp_path):
+    rows = [(1, "train", "1.png"), (2, "train", "2.png"), (3, "val", "3.png"), (4, "val", "4.png")]
+    dataset = with_broken(tmp_path, rows)
+    for name in ("2.png", "3.png", "4.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "1.png").mkdir()  # no file
+    assert dataset.usable(True, False, ["val", "held out"]) is dataset
+    with pytest.raises(
+        InputError, match=r"1 of 2 image files of mine are missing, the first is 1\.png; looked in \. "
+    ):
+        dataset.usable(True, False, ["train"])
+    (tmp_path / "3.png").unlink()
+    dataset = with_broken(tmp_path, rows)
+    kept = dataset.usable(True, True, ["val"])
+    assert {split: [r.image_id for r in kept.referents(split)] for split in kept.rows} == {
+        "train": [1, 2],  # not looked at
+        "val": [4],
+    }
+    (sentence,) = kept.broken
+    assert sentence.startswith("image file 3.png is missing")
+    assert dataset.missing_images() == ["1.png", "3.png"]
+    assert dataset.missing_images(["val"]) == ["3.png"]
+
+
+def test_images_in_folders_are_looked_for_in_each_place(tmp_path):
+    dataset = with_broken(tmp_path, [(1, "val", "sub/1.png")])
+    dataset = ReferDataset.from_columns(
+        "mine", "", tmp_path, dataset.columns, [tmp_path, tmp_path / "images"]
+    )
+    assert dataset.missing_images() == ["sub/1.png"]
+    (tmp_path / "images/sub").mkdir(parents=True)
+    (tmp_path / "images/sub/1.png").write_bytes(b"")
+    assert dataset.path_of(0) == tmp_path / "images/sub/1.png"
+    assert dataset.missing_images() == []
+
+
+def test_large_numbers_stay_what_they_are(tmp_path):
+    collector = Collector()
+    collector.image(1, "1.png", 4, 9)
+    for k in range(33000):  # more splits than 16 bits can count
+        collector.referent(2**63 - 1, 1, 2**40 + 1, f"s{k}", [], {})
+    columns = collector.columns()
+    assert int(columns.ref_category[0]) == 2**40 + 1
+    assert columns.ref_split.tolist() == list(range(33000))

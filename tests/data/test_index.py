@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -162,3 +163,36 @@ def test_opening_from_the_index_brings_neither_torch_nor_the_annotation_file(wor
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_a_home_folder_the_index_lies_beside_the_data(world, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where nobody knows the user
+    told = []
+    read(world, told)
+    read(world, told)
+    assert len(told) == 1
+    assert (world / KEPT).is_file()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_the_data_may_read_the_index(world, mask, mode):
+    before = os.umask(mask)
+    try:
+        read(world)
+    finally:
+        os.umask(before)
+    assert (world / KEPT).stat().st_mode & 0o777 == mode
+
+
+def test_what_may_be_mended_without_a_change_of_the_sources_is_not_kept(world):
+    built = []
+
+    def build():
+        built.append(read_refer(world, "refshapes").columns)
+        return dataclasses.replace(built[-1], facts={**built[-1].facts, "unsettled": True})
+
+    for _ in range(2):
+        index.open_or_build([world / "refshapes/instances.json"], "other", build)
+    assert len(built) == 2
+    assert not (world / "refshapes/.promptris/other.safetensors").exists()

@@ -100,6 +100,75 @@ def test_without_decoding_only_the_pixels_go_unseen(promptris: Command, world: P
     assert promptris("data", "check", "refshapes", "--data-root", world).code == 1
 
 
+def test_links_into_nowhere_and_folders_are_missing_images(promptris: Command, world: Path) -> None:
+    images = sorted((world / "images").iterdir())
+    for path in images[:2]:
+        path.unlink()
+    images[0].symlink_to(world / "nowhere.png")
+    images[1].mkdir()
+    run = promptris("data", "check", "refshapes", "--data-root", world)
+    assert run.code == 1
+    for path in images[:2]:
+        assert sum(f"image file {path.name} is missing" in line for line in run.complaints) == 1
+    assert run.complaints[-1] == "promptris: 2 things are off, each named above"
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]],
+        [[500, 500, 600, 500, 600, 600]],
+        {"size": [128, 128], "counts": [128 * 128]},
+    ],
+)
+def test_a_target_without_pixels_is_named_and_kept(
+    promptris: Command, world: Path, segmentation: Any
+) -> None:
+    path = world / "refshapes" / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = segmentation
+    path.write_text(json.dumps(content))
+    before = promptris("data", "check", "refshapes", "--data-root", world, "--no-decode")
+    assert before.code == 1
+    victim = content["annotations"][0]
+    assert before.complaints[0] == (
+        f"promptris: refshapes, annotation {victim['id']} on image {victim['image_id']}: its mask has no pixel, or "
+        "only that in the corner; are its coordinates pixels of the 128 x 128 image?"
+    )
+    assert before.complaints[1] == "promptris: 1 thing is off, each named above"
+
+
+def test_no_referents_at_all_is_a_fault(promptris: Command, world: Path) -> None:
+    (world / "refshapes" / "refs(unc).p").write_bytes(pickle.dumps([], protocol=2))
+    run = promptris("data", "check", "refshapes", "--data-root", world)
+    assert (run.code, run.complaints[0]) == (1, "promptris: refshapes has no referents")
+
+
+def test_home_in_an_option_that_no_shell_expands(
+    promptris: Command, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(world.parent))
+    assert promptris("data", "check", "refshapes", f"--data-root=~/{world.name}").code == 0
+
+
+def test_a_hub_copy_is_checked_by_its_path(promptris: Command, world: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = world / "copy"
+    folder.mkdir()
+    image = {"id": 1, "file_name": sorted((world / "images").iterdir())[0].name, "width": 128, "height": 128}
+    annotation = {"id": 7, "image_id": 1, "segmentation": [[9, 9, 40, 9, 40, 40]]}
+    sentence = {"raw": "it", "sent": "it", "sent_id": 5, "tokens": ["it"]}
+    ids = {"ref_id": 1, "ann_id": 7, "image_id": 1, "category_id": 2, "split": "val", "sentences": [sentence]}
+    row = {**ids, "raw_anns": json.dumps(annotation), "raw_image_info": json.dumps(image)}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "val.parquet")
+    run = promptris("data", "check", folder)
+    assert (run.code, run.complaints[-1]) == (0, "promptris: nothing is off")
+    (folder / "val.parquet").write_bytes(b"nothing")
+    run = promptris("data", "check", folder)
+    assert (run.code, run.out) == (2, "")  # it is not told the layouts of own data
+    assert "val.parquet" in run.err
+
+
 def test_json_for_programs(promptris: Command, world: Path) -> None:
     as_refcoco(world)
     run = promptris("data", "check", "refcoco", "--data-root", world, "--json")
@@ -242,3 +311,15 @@ def test_the_shipped_sources_name_what_is_known(promptris: Command, tmp_path: Pa
     promptris("data", "fetch", "atlantis", "--data-root", tmp_path / "d").refused(
         "no source for data set 'atlantis'", "refcocog", "coco-train2014"
     )
+
+
+def test_fetch_knows_home_too(
+    promptris: Command, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, served = server
+    with zipfile.ZipFile(served / "mini.zip", "w") as archive:
+        archive.writestr("mini/refs(unc).p", b"content")
+    sources = listed(url, served, "mini.zip", tmp_path / "sources.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert promptris("data", "fetch", "mini", "--data-root=~/d", "--sources", sources).code == 0
+    assert (tmp_path / "d/mini/refs(unc).p").is_file()

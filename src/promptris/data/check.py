@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from promptris.data.dataset import ReferDataset
 from promptris.data.pictures import load_record
 from promptris.data.published import CountRow, Counts, GroupRow, compare_counts, compare_open_vocabulary
+from promptris.data.readers.instances import no_pixel
 from promptris.data.records import ImageRecord
 from promptris.errors import InputError
 
@@ -53,20 +56,40 @@ def check_dataset(
     counts = tuple(compare_counts(dataset))
     groups: tuple[GroupRow, ...] = ()
     problems = list(dataset.broken)
+    if not any(len(rows) for rows in dataset.rows.values()):
+        problems.append(f"{dataset.name} has no referents")
+    problems += _without_pixels(dataset)
     try:
         groups = tuple(compare_open_vocabulary(dataset))
     except InputError as error:
         problems.append(str(error))
     problems += [_count_difference(dataset, row) for row in counts if not row.ok]
     problems += [_group_difference(dataset, row) for row in groups if not row.ok]
-    records = [record for record in dataset.images.values() if record.path.is_file()]
     if decode:
+        # Files that are missing have been told.
+        there = (row for row in range(len(dataset.columns.image_id)) if dataset.path_of(row) is not None)
+        records = [dataset.images[int(dataset.columns.image_id[row])] for row in there]
         problems += _unreadable(records, progress)
     return CheckReport(counts, groups, tuple(problems), tuple(_shared_images(dataset)))
 
 
-def _unreadable(records: Iterable[ImageRecord], progress: Progress | None) -> Iterator[str]:
-    records = list(records)
+def _without_pixels(dataset: ReferDataset) -> Iterator[str]:
+    """Targets that are told and yet cover nothing; they stay, because a benchmark's annotation may be that small."""
+    from promptris.ops.run_lengths import covers_nothing
+
+    c = dataset.columns
+    rows = np.concatenate([*dataset.rows.values(), np.empty(0, np.int64)])
+    targets, first = np.unique(np.asarray(c.ref_target)[rows], return_index=True)
+    for target, row in zip(targets.tolist(), rows[first].tolist(), strict=True):
+        image = int(c.ref_image[row])
+        size = int(c.image_height[image]), int(c.image_width[image])
+        members = c.members(target)
+        if members and covers_nothing(c.run_lengths(target), *size):
+            what = f"annotation {', '.join(map(str, members))} on image {int(c.image_id[image])}"
+            yield no_pixel(f"{dataset.name}, {what}", size)
+
+
+def _unreadable(records: list[ImageRecord], progress: Progress | None) -> Iterator[str]:
     # The decoders work outside the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, sentence in enumerate(_in_order(pool, records), start=1):

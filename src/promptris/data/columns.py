@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +15,8 @@ from promptris.errors import InputError
 
 Ints = NDArray[np.integer[Any]]
 Bytes = NDArray[np.uint8]
+Place = tuple[str | None, int | None]
+"""Split and image id of a broken item, None for what cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Columns:
         ref_sentence_start: [referents + 1] into the sentences.
         sent_id, sent_kind: [sentences]; the kind is a row number into `facts["kinds"]`, -1 where none is told.
         sent_text: UTF-8 of all sentences, cut by `sent_text_start`.
-        facts: plain JSON: splits, kinds, categories {id: name}, `broken`, one sentence per item left out, and
-            `left_out`, the images of broken referents by split, where they can be told.
+        facts: plain JSON: splits, kinds, categories {id: name}; `broken`, one sentence per item left out;
+            `broken_splits`, the split of each of these, null where it cannot be told; and `left_out`, the
+            images of broken referents by split, where both can be told.
     """
 
     image_id: Ints
@@ -98,6 +101,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.broken: list[str] = []
+        self._broken_splits: list[str | None] = []
         self._left_out: dict[str, list[int]] = {}
         self.categories: dict[int, str] = {}
         self._images: dict[int, tuple[str, int, int]] = {}
@@ -111,18 +115,20 @@ class Collector:
         self._sentences: list[tuple[int, int]] = []
         self._texts: list[str] = []
 
-    def attempt(self, add: Any, *arguments: Any) -> bool:
-        """Call `add(*arguments)` and return whether it worked; an InputError is noted as a broken item."""
+    def attempt(self, add: Callable[..., None], *arguments: Any, place: Callable[[], Place]) -> None:
+        """Call `add(*arguments)`; an InputError is noted as a broken item.
+
+        `place` says where that item belongs, so that only those are stopped by it who use that split, and its
+        image is not taken for one that nobody evaluates.
+        """
         try:
             add(*arguments)
         except InputError as error:
+            split, image_id = place()
             self.broken.append(str(error))
-            return False
-        return True
-
-    def leave_out(self, split: str, image_id: int) -> None:
-        """Tell where a broken referent belongs, so that its image is not taken for one that nobody evaluates."""
-        self._left_out.setdefault(split, []).append(image_id)
+            self._broken_splits.append(split)
+            if split is not None and image_id is not None:
+                self._left_out.setdefault(split, []).append(image_id)
 
     def image(self, image_id: int, file_name: str, height: int, width: int) -> None:
         """Tell an image; a second one under the same id is ignored."""
@@ -202,8 +208,8 @@ class Collector:
             ref_id=refs[:, 0].copy(),
             ref_target=refs[:, 1].astype(np.int32),
             ref_image=refs[:, 2].astype(np.int32),
-            ref_category=refs[:, 3].astype(np.int32),
-            ref_split=refs[:, 4].astype(np.int16),
+            ref_category=refs[:, 3].copy(),
+            ref_split=refs[:, 4].astype(np.int32),
             ref_sentence_start=np.append(refs[:, 5], len(sentences)),
             sent_id=sentences[:, 0].copy(),
             sent_kind=sentences[:, 1].astype(np.int32),
@@ -217,6 +223,7 @@ class Collector:
                         "kinds": list(self._kinds),
                         "categories": {str(key): name for key, name in self.categories.items()},
                         "broken": self.broken,
+                        "broken_splits": self._broken_splits,
                         "left_out": self._left_out,
                     }
                 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptris.data.columns import Columns
+from promptris.data.paths import file_names, is_file, is_folder
 from promptris.data.records import Expression, ImageRecord, Referent
 from promptris.errors import InputError
 
@@ -31,6 +34,7 @@ class ReferDataset:
         folders: where image files may be, the last one being the usual place.
         rows: rows of the referents of each split.
         broken: one sentence for each item that was left out because it cannot be used.
+        broken_splits: the split of each of these, None (or nothing) where it cannot be told.
     """
 
     name: str
@@ -40,15 +44,17 @@ class ReferDataset:
     folders: tuple[Path, ...] = field(repr=False)
     rows: Mapping[str, Rows] = field(repr=False)
     broken: tuple[str, ...] = ()
+    broken_splits: tuple[str | None, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_columns(
         cls, name: str, split_by: str, root: Path, columns: Columns, folders: Sequence[Path]
     ) -> ReferDataset:
         """All referents of the columns, in the splits that they name."""
-        codes = np.asarray(columns.ref_split)
-        rows = {split: np.flatnonzero(codes == code) for code, split in enumerate(columns.facts["splits"])}
-        return cls(name, split_by, root, columns, tuple(folders), rows, tuple(columns.facts["broken"]))
+        codes, facts = np.asarray(columns.ref_split), columns.facts
+        rows = {split: np.flatnonzero(codes == code) for code, split in enumerate(facts["splits"])}
+        broken = tuple(facts["broken"]), tuple(facts["broken_splits"])
+        return cls(name, split_by, root, columns, tuple(folders), rows, *broken)
 
     # ------------------------------------------------------------------------------------------- what it holds
 
@@ -183,36 +189,57 @@ class ReferDataset:
         moved = np.isin(np.asarray(self.columns.image_id)[self.columns.ref_image[rows]], held)
         return self.with_rows({**self.rows, split: rows[~moved], into: rows[moved]})
 
-    def usable(self, require_images: bool, skip_broken: bool) -> ReferDataset:
+    def usable(
+        self, require_images: bool, skip_broken: bool, splits: Sequence[str] | None = None
+    ) -> ReferDataset:
         """The data set after a last look: broken items and missing images are errors, or left out.
 
         Args:
             require_images: whether a missing image file matters at all.
             skip_broken: leave out what cannot be used and say so in `broken`, instead of raising.
+            splits: those that will be used; by default all. Only their broken items and missing images count,
+                and broken items of which the split is not known. The other splits are not looked at: they
+                may lack items, and have images that are missing, of which `broken` says nothing. A name that
+                the data set does not have is passed over.
 
         Raises:
             InputError: naming the first item that cannot be used and how many others there are.
         """
-        if self.broken and not skip_broken:
-            others = f" (and {len(self.broken) - 1} more broken items)" if len(self.broken) > 1 else ""
-            raise InputError(f"{self.broken[0]}{others}")
-        missing = self.missing_images() if require_images else []
-        if not missing:
-            return self
-        searched = ", ".join(str(folder.relative_to(self.root)) for folder in self.folders)
-        where = f"looked in {searched} below {self.root}" if searched else f"looked below {self.root}"
-        if not skip_broken:
+        broken = [
+            (sentence, split)
+            for sentence, split in zip_longest(self.broken, self.broken_splits)
+            if splits is None or split is None or split in splits
+        ]
+        if broken and not skip_broken:
+            others = f" (and {len(broken) - 1} more broken items)" if len(broken) > 1 else ""
+            raise InputError(f"{broken[0][0]}{others}")
+        looked_at = [split for split in self.rows if splits is None or split in splits]
+        image_rows = self._images_of(looked_at) if require_images else []
+        gone = [row for row in image_rows if not self._is_there(row)]
+        where = f"looked in {self._searched()}"
+        if gone and not skip_broken:
             raise InputError(
-                f"{len(missing)} of {len(self.columns.image_id)} image files of {self.name} are missing, "
-                f"the first is {missing[0]}; {where}"
+                f"{len(gone)} of {len(image_rows)} image files of {self.name} are missing, the first is "
+                f"{self.columns.file_name(gone[0])}; {where}"
             )
-        gone = np.array([self.path_of(row) is None for row in range(len(self.columns.image_id))])
-        there = ~gone[self.columns.ref_image]
-        kept = self.with_rows({split: rows[there[rows]] for split, rows in self.rows.items()})
-        sentences = (f"image file {name} is missing; {where}" for name in missing)
-        return replace(kept, broken=(*self.broken, *sentences))
+        if not gone and len(broken) == len(self.broken):
+            return self
+        broken += [(f"image file {self.columns.file_name(row)} is missing; {where}", None) for row in gone]
+        there = ~np.isin(np.asarray(self.columns.ref_image), gone)
+        return replace(
+            self,
+            rows={
+                split: rows[there[rows]] if split in looked_at else rows for split, rows in self.rows.items()
+            },
+            broken=tuple(sentence for sentence, _ in broken),
+            broken_splits=tuple(split for _, split in broken),
+        )
 
     # ------------------------------------------------------------------------------------------------- private
+
+    def _searched(self) -> str:
+        names = ", ".join(os.path.relpath(folder, self.root) for folder in self.folders)
+        return f"{names} below {self.root}" if names else f"{self.root}"
 
     def _rows(self, split: str) -> Rows:
         try:
@@ -241,21 +268,33 @@ class ReferDataset:
     @cached_property
     def _listings(self) -> list[tuple[Path, set[str]]]:
         """File names in the image folders: one listing is much faster than a look for every file."""
-        return [
-            (folder, {entry.name for entry in folder.iterdir()}) for folder in self.folders if folder.is_dir()
-        ]
+        return [(folder, file_names(folder)) for folder in self.folders if is_folder(folder)]
 
     def path_of(self, image_row: int) -> Path | None:
-        """The file of an image; None when it is missing."""
+        """The file of an image; None when it is missing.
+
+        Raises:
+            InputError: naming a folder that cannot be listed.
+        """
         name = self.columns.file_name(image_row)
         if "/" in name:
-            return path if (path := self.root / name).is_file() else None
+            return next((path for folder in self.folders if is_file(path := folder / name)), None)
         return next((folder / name for folder, there in self._listings if name in there), None)
 
-    def missing_images(self) -> list[str]:
-        """Names of the image files that are nowhere."""
-        rows = range(len(self.columns.image_id))
-        return [self.columns.file_name(row) for row in rows if self.path_of(row) is None]
+    def _is_there(self, image_row: int) -> bool:
+        name = self.columns.file_name(image_row)
+        return any(name in there for _, there in self._listings) or (
+            "/" in name and self.path_of(image_row) is not None
+        )
+
+    def _images_of(self, splits: Iterable[str]) -> list[int]:
+        rows = [np.asarray(self.columns.ref_image)[self.rows[split]] for split in splits]
+        return np.unique(np.concatenate(rows)).tolist() if rows else []
+
+    def missing_images(self, splits: Sequence[str] | None = None) -> list[str]:
+        """Names of the image files that are nowhere, of all splits or of some."""
+        chosen = [split for split in self.rows if splits is None or split in splits]
+        return [self.columns.file_name(row) for row in self._images_of(chosen) if not self._is_there(row)]
 
     def image_record(self, image_id: int) -> ImageRecord:
         """The record of an image; where the file is missing, its path is where it should be."""

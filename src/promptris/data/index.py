@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from promptris.data.columns import Columns
+from promptris.data.paths import with_home
 
-FORMAT = "promptris-index-1"
+FORMAT = "promptris-index-2"
 """Changes whenever the columns do; an index of another format is rebuilt."""
 FOLDER = ".promptris"
 WORTH_INDEXING = 4_000_000
@@ -40,7 +41,8 @@ def open_or_build(
         sources: annotation files that `build` reads; an index is fresh while their names, sizes and times of
             change are what they were. The index lies beside the first.
         stem: name of the index among those beside the same files.
-        build: reads the sources.
+        build: reads the sources. What it returns is not kept when its facts have "unsettled": something that
+            is broken now may be mended without a change of the sources.
         notify: told in one sentence when an index is built.
 
     An index that is damaged, stale or of an older version is rebuilt; one that cannot be written anywhere is
@@ -55,7 +57,7 @@ def open_or_build(
             return columns
     notify(f"reading {sources[0].parent} for the first time and indexing it")
     columns = build()
-    for place in places:
+    for place in places if not columns.facts.get("unsettled") else ():
         if _save(columns, place, key):
             return _open(place, key) or columns
     return columns
@@ -67,11 +69,15 @@ def _key(sources: Sequence[Path]) -> dict[str, Any]:
     return {"format": FORMAT, "sources": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
-def _places(source: Path, stem: str) -> tuple[Path, Path]:
+def _places(source: Path, stem: str) -> list[Path]:
+    """Where the index may be: beside the data, then in the user's cache, where there is one."""
     name = f"{stem}.safetensors"
-    where = hashlib.sha256(str(source.parent.resolve()).encode()).hexdigest()[:20]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return source.parent / FOLDER / name, cache / "promptris" / "indexes" / where / name
+    places = [source.parent / FOLDER / name]
+    where = hashlib.sha256(str(source.parent.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or with_home("~/.cache"))
+    if cache.is_absolute():  # without a home it is not
+        places.append(cache / "promptris" / "indexes" / where / name)
+    return places
 
 
 def _save(columns: Columns, place: Path, key: dict[str, Any]) -> bool:
@@ -80,13 +86,14 @@ def _save(columns: Columns, place: Path, key: dict[str, Any]) -> bool:
     content = save(columns.arrays(), {"key": json.dumps(key), "facts": json.dumps(columns.facts)})
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent)
+        # Not by tempfile, whose files nobody else may read: people share data sets.
+        partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}.partial")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with partial.open("xb") as file:
                 file.write(content)
-            Path(partial).replace(place)
+            partial.replace(place)
         except BaseException:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     except OSError:
         return False

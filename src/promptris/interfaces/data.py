@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from promptris.errors import InputError
 from promptris.interfaces.terminal import new_table, print_table, progress, say
 
 WHOLE, OFF = 0, 1
@@ -62,13 +61,12 @@ def check_command(
     """
     from promptris.data.catalog import read_dataset
     from promptris.data.check import check_dataset
-    from promptris.data.readers.own import LAYOUT_HELP, looks_like_own_data
+    from promptris.data.readers.own_layout import LAYOUT_HELP, UnknownLayoutError
 
     try:
         dataset = read_dataset(name, data_root, split_by, skip_broken=True, notify=say)
-    except InputError:
-        if data_root is None and Path(name).is_dir() and not looks_like_own_data(Path(name)):
-            print(LAYOUT_HELP)
+    except UnknownLayoutError:
+        print(LAYOUT_HELP)
         raise
     with progress("images") as advance:
         report = check_dataset(dataset, decode, advance)

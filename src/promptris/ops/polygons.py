@@ -131,6 +131,8 @@ def checked_ring(ring: Any, name: str) -> NDArray[np.float64]:
     """A flat ring `[x0, y0, x1, y1, ...]` as an array; InputError, naming it, if it is no polygon."""
     try:
         coordinates = np.asarray(ring, dtype=np.float64)
+    except OverflowError:  # an int that no float can hold
+        coordinates = np.full(6, np.inf)
     except (TypeError, ValueError):
         raise InputError(f"{name} is not a flat list of numbers [x0, y0, x1, y1, ...].") from None
     if coordinates.ndim != 1:

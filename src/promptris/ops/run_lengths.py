@@ -136,6 +136,16 @@ def segmentation_to_run_lengths(segmentation: Any, height: int, width: int) -> b
     return bytes(coco_mask.merge(encoded)["counts"])
 
 
+def covers_nothing(counts: bytes, height: int, width: int) -> bool:
+    """Whether a mask `[height, width]`, as compressed run lengths, has no pixel or none but its first one.
+
+    The latter is what coordinates from 0 to 1, instead of in pixels, come to.
+    """
+    rle = {"size": [height, width], "counts": counts}
+    area = int(coco_mask.area(rle))
+    return area == 0 or (area == 1 and height * width > 1 and bool(rle_to_mask(rle)[0, 0]))
+
+
 def merge_run_lengths(parts: Sequence[bytes], height: int, width: int) -> bytes:
     """The union of masks `[height, width]` as COCO's compressed run lengths; no parts give an empty mask."""
     if not parts:

@@ -303,6 +303,24 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert len(server.seen) == 4
 
 
+@pytest.mark.parametrize("after", ["\u00b2", "9" * 5000, "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_time_to_wait_that_is_no_plain_number_is_passed_over(server, tmp_path, after):
+    server.pages["/file"] = Page(status=[503], headers={"Retry-After": after})
+    assert download(remote(server), tmp_path, patience=PATIENCE).received == SIZE
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-5", "1e6"])
+def test_a_length_that_is_no_plain_number_is_passed_over(server, tmp_path, length):
+    server.pages["/file"] = Page(length=length)
+    assert download(remote(server), tmp_path, patience=PATIENCE).received == SIZE
+
+
+@pytest.mark.parametrize("size", ["\u0663", "9" * 5000])
+def test_a_range_that_is_no_plain_number_is_passed_over(size):
+    assert download_module._content_range(f"bytes 5-9/{size}") == (None, None)
+    assert download_module._content_range("bytes 5-9/10") == (5, 10)
+
+
 # ------------------------------------------------------------------------------------------------ one file, lies
 
 

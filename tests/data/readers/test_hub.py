@@ -297,6 +297,14 @@ BROKEN_EXACT = [
     ({"ann_id": None}, "referent 1 lacks or spoils a field"),
     ({"sentences": None}, "referent 1 lacks or spoils a field"),
     ({"ref_id": 2}, "referent 2 in .* is there twice"),
+    (
+        {"raw_image_info": json.dumps({**image_entry(7), "height": 2**40})},
+        "image 7 has 30 x 1099511627776 pixels, more than",
+    ),
+    (
+        {"raw_anns": json.dumps({**annotation(10), "segmentation": [[10**400, 1, 2, 3, 4, 5]]})},
+        "annotation 10: .*not finite",
+    ),
 ]
 
 
@@ -502,6 +510,36 @@ def test_file_damaged_in_the_middle_is_named(tmp_path):
     content[4:400] = b"\xff" * 396
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"cannot read .*testA-00000-of-00001\.parquet"):
+        read(tmp_path)
+
+
+def test_numbers_of_tables_that_went_through_pandas(tmp_path):
+    fields = [pa.field("ref_id", pa.float64()) if f.name == "ref_id" else f for f in EXACT_SCHEMA]
+    good, bad = exact_row(2.0, 11, "train", REFS[1][3]), exact_row(1.5, 10, "val", REFS[0][3])
+    endless = exact_row(float("inf"), 10, "val", REFS[0][3])
+    save(tmp_path / "refcoco/train.parquet", [good, bad, endless], pa.schema(fields))
+    dataset = read(tmp_path, require_images=False, skip_broken=True)
+    assert [r.ref_id for r in dataset.referents("train")] == [2]
+    for sentence, number in zip(dataset.broken, ("1.5", "inf"), strict=True):
+        assert (
+            f"referent {number} lacks or spoils a field (ref_id is {number}, not a whole number)" in sentence
+        )
+    assert dataset.broken_splits == ("val", "val")
+    assert read(tmp_path, require_images=False, splits=["train"]).broken == ()
+
+
+def test_images_of_other_splits_are_not_unpacked(tmp_path):
+    write_polygons(tmp_path)
+    assert read(tmp_path, splits=["testA"]).count("testA") == (1, 1, 1)
+    assert [path.name for path in (tmp_path / "refcoco/images").iterdir()] == [coco_name(9)]
+
+
+def test_an_embedded_image_of_too_many_pixels_is_named(tmp_path):
+    content = io.BytesIO()
+    Image.new("1", (20_000, 6_000)).save(content, "PNG")
+    rows = [polygon_row(9, 0, BOX, ["it"], content=content.getvalue())]
+    write_polygons(tmp_path, {"val-00000-of-00001": rows})
+    with pytest.raises(InputError, match="embeds an image of 20000 x 6000 pixels, more than the 100,000,000"):
         read(tmp_path)
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from promptris.data.readers.own import LAYOUT_HELP, looks_like_own_data, read_own
+from promptris.data.readers.own import read_own
+from promptris.data.readers.own_layout import LAYOUT_HELP, looks_like_own_data
 from promptris.data.readers.own_masks import decode_mask, foreground, read_header
 from promptris.data.readers.own_rows import inner_path, read_rows
 from promptris.data.records import NO_TARGET
@@ -452,6 +453,37 @@ BROKEN = [
         {"image": "photos/a.jpg", "segmentation": "[[1", "expression": "x"},
         'line 2: "segmentation" is not JSON',
     ),
+    (
+        {"image": "photos/a.jpg", "segmentation": [ring(50, 1, 4, 3)], "expression": "x"},
+        "line 2: its mask has no pixel, or only that in the corner; .* of the 12 x 8 image",
+    ),
+    (
+        {"image": "photos/a.jpg", "segmentation": [ring(0.1, 0.1, 0.8, 0.8)], "expression": "x"},
+        "line 2: its mask has no pixel",
+    ),
+    (
+        {
+            "image": "photos/a.jpg",
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": [96]},
+            "expression": "x",
+        },
+        "line 2: its mask has no pixel",
+    ),
+    (
+        {"image": "photos/a.jpg", "segmentation": [[10**400, 1, 2, 3, 4, 5]], "expression": "x"},
+        "line 2: Polygon 0 of the segmentation has coordinates that are not finite",
+    ),
+    (
+        {
+            "image": "photos/none.jpg",
+            "segmentation": {"size": [10**30, 1], "counts": [10**30]},
+            "expression": "x",
+        },
+        "line 2: there is no image photos/none.jpg in",
+    ),
+    (row(image="the mug " * 40, mask=None), "line 2: there is no image the mug the mug"),
+    (row(mask="the mug " * 40), "line 2: there is no mask at .*the mug the mug"),
+    (row(sent_id=10**400), 'line 2: "sent_id" is 1000.*, not a whole number'),
     (row(sent_id=1), "line 2 has the sent_id 1 of .*line 1"),
     (row(mask="masks/pen.png"), "line 2: 'the mug' means something else on the same image in .*line 1"),
     (row(mask=None), "line 2: 'the mug' means something else on the same image in .*line 1"),
@@ -517,6 +549,10 @@ BROKEN_COCO = [
     ({"ann_id": 20, "expression": "x"}, "annotation 20: Polygon 0 of the segmentation has 2 points"),
     ({"ann_id": 21, "expression": "x"}, "annotation 21 has no valid image_id"),
     ({"ann_id": 22, "expression": "x"}, "file_name of image 90 is '../e.jpg', which is no path below"),
+    ({"ann_id": 24, "expression": "x"}, "annotation 24: its mask has no pixel"),
+    ({"ann_id": 25, "expression": "x"}, "annotation 25: category_id is 'mug', not a whole number"),
+    ({"ann_id": 26, "expression": "x"}, "line 2 has image 81, which .*instances.json does not hold"),
+    ({"ann_id": [-5], "expression": "x"}, "annotation -5: annotations have no numbers below 0"),
     ({"ann_id": 23, "expression": "x"}, "c.jpg has 12 x 8 pixels, but .*instances.json was made for 8 x 12"),
 ]
 
@@ -533,6 +569,10 @@ def test_broken_coco_rows_are_named_and_can_be_skipped(coco, broken, message):
         {"id": 21, "image_id": "70", "segmentation": [ring(1, 1, 2, 2)]},
         {"id": 22, "image_id": 90, "segmentation": [ring(1, 1, 2, 2)]},
         {"id": 23, "image_id": 91, "segmentation": [ring(1, 1, 2, 2)]},
+        {"id": 24, "image_id": 70, "segmentation": [ring(0.1, 0.1, 0.5, 0.5)]},
+        {"id": 25, "image_id": 70, "category_id": "mug", "segmentation": [ring(1, 1, 2, 2)]},
+        {"id": 26, "image_id": 81, "segmentation": [ring(1, 1, 2, 2)]},
+        {"id": -5, "image_id": 70, "segmentation": [ring(1, 1, 2, 2)]},
     ]
     (coco / "instances.json").write_text(json.dumps(instances))
     photo(coco / "images/c.jpg")
@@ -834,6 +874,75 @@ def test_an_image_that_comes_later_is_found(desk, monkeypatch):
     assert "there is no image late.jpg" in error_of(desk)
     photo(desk / "images/late.jpg")
     assert read_own(desk).images[2].path == desk / "images/late.jpg"
+
+
+def test_images_of_coco_may_come_and_move_when_there_is_an_index(coco, monkeypatch):
+    monkeypatch.setattr("promptris.data.index.WORTH_INDEXING", 1)
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["images"][0]["file_name"] = "sub/a.jpg"
+    (coco / "instances.json").write_text(json.dumps(instances))
+    lines(coco / "expressions.jsonl", {"ann_id": 7, "expression": "the mug"})
+    told: list[str] = []
+    with pytest.raises(InputError, match=r"the first is sub/a\.jpg"):
+        read_own(coco, notify=told.append)
+    photo(coco / "images/sub/a.jpg")
+    assert read_own(coco, notify=told.append).images[70].path == coco / "images/sub/a.jpg"
+    (coco / "images/sub").rename(coco / "sub")
+    assert read_own(coco, notify=told.append).images[70].path == coco / "sub/a.jpg"
+    assert len(told) == 1
+
+
+def test_an_image_of_coco_that_is_replaced_by_a_better_one_is_looked_at_again(coco, monkeypatch):
+    monkeypatch.setattr("promptris.data.index.WORTH_INDEXING", 1)
+    lines(coco / "expressions.jsonl", {"ann_id": 7, "expression": "the mug"})
+    photo(coco / "images/a.jpg", (HEIGHT, WIDTH))
+    assert "made for 12 x 8" in error_of(coco)
+    photo(coco / "images/a.jpg")
+    assert len(read_own(coco).samples("train")) == 1
+
+
+# ---------------------------------------------------------------------------------------------- splits and ids
+
+
+def test_rows_know_their_split_when_they_are_broken(desk):
+    lines(
+        desk / "expressions.jsonl",
+        row(split="val"),
+        row(split="train", mask="masks/none.png", expression="x"),
+        row(mask="masks/none.png", expression="y"),  # train, as it says nothing else
+    )
+    assert read_own(desk, splits=["val"]).count("val") == (1, 1, 1)
+    assert read_own(desk, skip_broken=True).broken_splits == ("train", "train")
+    assert "line 2" in error_of(desk, splits=["train"])
+    with (desk / "expressions.jsonl").open("a") as file:
+        file.write("{\n")
+    assert "line 4 is not valid JSON" in error_of(desk, splits=["val"])
+    lines(desk / "expressions.jsonl", row(split="val"), row(split=5))
+    assert 'line 2: "split" is 5, not text' in error_of(desk, splits=["val"])
+
+
+def test_numbers_that_reach_the_last_one_there_is(coco):
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["images"][1]["id"] = instances["annotations"][2]["image_id"] = 2**63 - 1
+    instances["annotations"][2]["id"] = 2**63 - 1
+    (coco / "instances.json").write_text(json.dumps(instances))
+    photo(coco / "images/c.jpg")
+    save_mask(coco / "masks/pen.png", PEN)
+    lines(
+        coco / "expressions.jsonl",
+        {"ann_id": 7, "expression": "a mug"},
+        {"image": "c.jpg", "mask": "masks/pen.png", "expression": "the pen"},
+    )
+    assert [(r.ann_id, r.image_id) for r in read_own(coco).referents("train")] == [(7, 70), (1, 1)]
+
+
+def test_a_picture_that_may_not_be_read_is_not_called_damaged(desk, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    lines(desk / "expressions.jsonl", row())
+    monkeypatch.setattr(Image, "open", closed)
+    assert error_of(desk).endswith(f"cannot read {desk / 'photos/a.jpg'}: Permission denied")
 
 
 # ---------------------------------------------------------------------------------------------- documentation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import struct
@@ -347,6 +348,202 @@ def test_a_bomb_of_nested_lists_is_refused_in_one_short_sentence(tmp_path, field
     with pytest.raises(InputError, match="spoils a field") as caught:
         read_refer(build(tmp_path, raw=pickle.dumps(refs)), "refcoco")
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+BY_HAND = {
+    "tuple as key": b"}" + b")" + b"2\x86" * 200 + b"K\x01s.",  # {t: 1} with t of 2**200 empty tuples
+    "tuples as keys": b"}(" + b")" + b"2\x86" * 200 + b"K\x01u.",
+    "tuple as key of a dict in one": b"(" + b")" + b"2\x86" * 200 + b"K\x01d.",
+    "tuple in a set": b"\x8f(" + b")" + b"2\x86" * 200 + b"\x90.",
+    "tuple in a frozenset": b"(" + b")" + b"2\x86" * 200 + b"\x91.",
+    "tuple in a set by name": b"cbuiltins\nset\n(](" + b")" + b"2\x86" * 200 + b"etR.",
+    "tuple in a frozenset by name": b"c__builtin__\nfrozenset\n(](" + b")" + b"2\x86" * 200 + b"etR.",
+    "tuple as the name of a codec": b"c_codecs\nencode\n(Vx\n" + b")" + b"2\x86" * 200 + b"tR.",
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_nested_tuples_are_neither_hashed_nor_shown(tmp_path, name):
+    (tmp_path / "x.p").write_bytes(b"\x80\x04" + BY_HAND[name])
+    with pytest.raises(InputError, match=r"x\.p"):
+        load_plain_pickle(tmp_path / "x.p")
+
+
+def test_simple_keys_and_members_of_all_kinds(tmp_path):
+    keys = ["text", b"bytes", 3, 2.5, True, None]
+    value = {
+        "dict": {key: [key] for key in keys},
+        "set": set(keys),
+        "frozenset": frozenset(keys),
+        "one": {1: 2},
+    }
+    for protocol in range(6):
+        (tmp_path / "x.p").write_bytes(pickle.dumps(value, protocol=protocol))
+        assert load_plain_pickle(tmp_path / "x.p") == value
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_without_values_cannot_claim_rows(tmp_path, protocol):
+    (tmp_path / "x.p").write_bytes(pickle.dumps(np.empty((10**9, 0)), protocol=protocol))
+    with pytest.raises(InputError, match="holds nothing"):
+        load_plain_pickle(tmp_path / "x.p")
+    (tmp_path / "x.p").write_bytes(pickle.dumps([np.empty(0), np.empty((0, 4))], protocol=protocol))
+    assert load_plain_pickle(tmp_path / "x.p") == [[], []]
+
+
+# ----------------------------------------------------------------------------------------------- ids and values
+
+
+def changed(place, **fields):
+    """The referents and instances with other values in the first entry of one of their lists."""
+    refs, instances = json.loads(json.dumps([REFS, INSTANCES]))
+    lists = {"refs": refs, "sentences": refs[0]["sentences"], **instances}
+    lists[place][0].update(fields)
+    return {"raw": pickle.dumps(refs, protocol=4), "instances": instances}
+
+
+@pytest.mark.parametrize(
+    ("place", "fields", "message"),
+    [
+        (
+            "refs",
+            {"ref_id": float("inf")},
+            "referent without a ref_id lacks or spoils a field .ref_id is inf",
+        ),
+        ("refs", {"ref_id": 10**30}, "ref_id is a number of more than 64 bits"),
+        ("refs", {"ref_id": True}, "ref_id is True, not a whole number"),
+        ("refs", {"ann_id": 10.9}, "referent 1 lacks or spoils a field .ann_id is 10.9, not a whole number"),
+        ("refs", {"ann_id": "10"}, "ann_id is '10', not a whole number"),
+        ("refs", {"ann_id": None}, "referent 1 in .* has no annotation"),
+        ("refs", {"ann_id": []}, "referent 1 in .* has no annotation"),
+        ("refs", {"ann_id": [None]}, "referent 1 in .* has no annotation"),
+        ("refs", {"category_id": 10**400}, "category_id is a number of more than 64 bits"),
+        ("refs", {"split": "\ud800"}, "referent 1 .*split is not valid Unicode"),
+        ("sentences", {"sent": "the \ud800 man"}, "referent 1 .*sentence 100 is not valid Unicode"),
+        ("sentences", {"sent": 5}, "referent 1 .*sentence 100 is 5, not text"),
+        ("sentences", {"sent_id": 10**30}, "sent_id is a number of more than 64 bits"),
+        ("images", {"height": 2**40}, "image 7 has 30 x 1099511627776 pixels, more than the 100,000,000"),
+        ("images", {"height": True}, "image 7 has no valid height and width .height is True"),
+        ("images", {"width": 1e400}, "image 7 has no valid height and width .width is inf"),
+        ("annotations", {"segmentation": [[10**400, 1, 2, 3, 4, 5]]}, "annotation 10: .* not finite"),
+    ],
+)
+def test_values_are_not_bent_into_what_they_might_mean(tmp_path, place, fields, message):
+    root = build(tmp_path, **changed(place, **fields))
+    with pytest.raises(InputError, match=message):
+        read_refer(root, "refcoco")
+    dataset = read_refer(root, "refcoco", skip_broken=True)
+    assert [r.ref_id for r in dataset.referents("testA")] == [3]
+    assert 1 not in [r.ref_id for split in dataset.rows for r in dataset.referents(split)]
+
+
+def test_numbers_without_a_fraction_are_whole(tmp_path):
+    refs, instances = json.loads(json.dumps([REFS, INSTANCES]))
+    refs[0].update(ann_id=10.0, ref_id=2.0**40, category_id=2**40)
+    instances["images"][0].update(id=7.0, height=20.0)
+    dataset = read_refer(build(tmp_path, refs=refs, instances=instances), "refcoco")
+    referent = dataset.referents("train")[0]
+    assert (referent.ann_id, referent.ref_id, referent.category_id) == (10, 2**40, 2**40)
+    assert dataset.mask(referent).sum() == 75
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+@pytest.mark.parametrize("number", [True, "7", None, 7.5, 2**63])
+def test_ids_that_are_no_numbers_are_named(tmp_path, key, number):
+    with pytest.raises(InputError, match=f"instances.json has no list of '{key}' with ids.*an id is"):
+        read_refer(build(tmp_path, **changed(key, id=number)), "refcoco")
+
+
+def test_one_id_cannot_mean_two_things(tmp_path):
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["annotations"].append(dict(instances["annotations"][0]))
+    assert read_refer(build(tmp_path / "a", instances=instances), "refcoco").broken == ()
+    instances["annotations"][-1]["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    with pytest.raises(
+        InputError, match="two entries with the id 10 in 'annotations', which differ in segmentation"
+    ):
+        read_refer(build(tmp_path / "b", instances=instances), "refcoco")
+    instances["annotations"].pop()
+    instances["images"].append({**instances["images"][0], "file_name": "other.jpg"})
+    with pytest.raises(InputError, match="two entries with the id 7 in 'images', which differ in file_name"):
+        read_refer(build(tmp_path / "c", instances=instances), "refcoco")
+
+
+@pytest.mark.parametrize("changes", [{}, {"split": "val"}])
+def test_a_referent_that_comes_twice_is_broken(tmp_path, changes):
+    root = build(tmp_path, refs=[*REFS, {**REFS[2], **changes}])
+    with pytest.raises(InputError, match=r"referent 3 in .* is there twice"):
+        read_refer(root, "refcoco")
+    dataset = read_refer(root, "refcoco", skip_broken=True)
+    assert {split: dataset.count(split)[0] for split in dataset.rows} == {"train": 2, "testA": 1}
+    assert dataset.columns.facts["left_out"] == {changes.get("split", "testA"): [8]}
+
+
+def test_annotations_with_negative_ids_cannot_be_used(tmp_path):
+    # -1 says "nothing", and numbers below it stand for sets of annotations.
+    refs, instances = json.loads(json.dumps([REFS, INSTANCES]))
+    refs[0]["ann_id"] = instances["annotations"][0]["id"] = -2
+    with pytest.raises(InputError, match=r"referent 1 .* annotation -2: annotations have no numbers below 0"):
+        read_refer(build(tmp_path, refs=refs, instances=instances), "refcoco")
+
+
+def test_in_a_file_with_lists_of_annotations_none_is_no_target(tmp_path):
+    refs = json.loads(json.dumps(REFS))
+    refs[0]["ann_id"], refs[1]["ann_id"] = [10, 11], None
+    dataset = read_refer(build(tmp_path, refs=refs), "refcoco")
+    assert [r.ann_ids for r in dataset.referents("train")] == [(10, 11), ()]
+
+
+def test_kinds_that_are_no_text_are_broken(tmp_path):
+    root = build(tmp_path)
+    (root / "refcoco/tags.json").write_text(json.dumps({"100": {"kind": ["a"]}, "102": {"kind": "b"}}))
+    with pytest.raises(InputError, match=r"referent 1 .*kind of 100 is a list, not text"):
+        read_refer(root, "refcoco")
+    assert [e.kind for _, e in read_refer(root, "refcoco", skip_broken=True).samples("train")] == ["b"]
+
+
+def test_annotations_without_pixels_stay(tmp_path):
+    instances = json.loads(json.dumps(INSTANCES))
+    instances["annotations"][0]["segmentation"] = [[100, 100, 200, 100, 200, 200]]
+    dataset = read_refer(build(tmp_path, instances=instances), "refcoco")
+    assert not dataset.mask(dataset.referents("train")[0]).any()
+
+
+# ----------------------------------------------------------------------------------------- files that are none
+
+
+def test_links_into_nowhere_and_folders_are_no_images(tmp_path):
+    root = build(tmp_path)
+    first, second = sorted((root / "images/train2014").iterdir())
+    for path in (first, second):
+        path.unlink()
+    first.symlink_to(root / "nowhere.jpg")
+    second.mkdir()
+    with pytest.raises(InputError, match="2 of 2 image files"):
+        read_refer(root, "refcoco")
+    Image.new("RGB", (30, 20)).save(root / "nowhere.jpg")
+    with pytest.raises(InputError, match="1 of 2 image files"):
+        read_refer(root, "refcoco")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list any folder")
+def test_a_folder_that_is_closed_is_named(tmp_path):
+    root = build(tmp_path)
+    for folder in (root / "images/train2014", root / "refcoco"):
+        folder.chmod(0)
+        try:
+            with pytest.raises(InputError, match=f"cannot list the folder {folder}: Permission denied"):
+                read_refer(root, "refcoco")
+        finally:
+            folder.chmod(0o755)
+
+
+def test_a_split_is_read_though_images_of_another_are_missing(tmp_path):
+    root = build(tmp_path)
+    (root / "images/train2014/COCO_train2014_000000000007.jpg").unlink()
+    assert read_refer(root, "refcoco", splits=["testA"]).count("testA") == (1, 1, 1)
+    with pytest.raises(InputError, match="1 of 1 image files"):
+        read_refer(root, "refcoco", splits=["train"])
 
 
 # ------------------------------------------------------------------------------------------ skipping broken items

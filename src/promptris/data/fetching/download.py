@@ -25,7 +25,8 @@ from promptris.errors import InputError
 UNSIZED_LIMIT = 2 << 30
 _CHUNK = 1 << 20
 _BETWEEN_REPORTS = 0.1
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_NUMBER = r"[0-9]{1,18}"
+_CONTENT_RANGE = re.compile(rf"bytes (?:({_NUMBER})-{_NUMBER}|\*)/({_NUMBER}|\*)")
 _COME_BACK_LATER = (408, 425, 429, 500, 502, 503, 504)
 # Where the first contact fails like this, waiting a minute for the same answer helps nobody.
 _HOPELESS = (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError)
@@ -241,8 +242,7 @@ class _Transfer:
             raise _RetryError(f"has no byte {have} to continue at")
         reason = f"answered {error.code} {error.reason}"
         if error.code in _COME_BACK_LATER:
-            after = error.headers.get("Retry-After", "")
-            raise _RetryError(reason, float(after) if after.isdigit() else 0.0)
+            raise _RetryError(reason, float(_number(error.headers.get("Retry-After")) or 0))
         raise _RefusedError(reason)
 
     def receive(self, url: str, response: http.client.HTTPResponse, have: int, same: _Memory | None) -> None:
@@ -254,7 +254,7 @@ class _Transfer:
             raise _RefusedError(
                 f"sent the file encoded as {headers['Content-Encoding']}, which was not asked"
             )
-        length = int(headers["Content-Length"]) if headers.get("Content-Length", "").isdigit() else None
+        length = _number(headers.get("Content-Length"))
         memory = _Memory(url, headers.get("ETag"), headers.get("Last-Modified"), length)
         start = 0
         if response.status == 206 and have:
@@ -408,6 +408,12 @@ class _Transfer:
 
     def note(self, text: str) -> None:
         self.tell("download", self.have(), self.wanted.size, text)
+
+
+def _number(header: str | None) -> int | None:
+    """The number in a header; None for what is none, such as a date, or the length of no possible file."""
+    text = (header or "").strip()
+    return int(text) if re.fullmatch(_NUMBER, text) else None
 
 
 def _content_range(header: str | None) -> tuple[int | None, int | None]:

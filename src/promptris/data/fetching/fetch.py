@@ -21,6 +21,7 @@ from promptris.data.fetching.download import (
     RemoteFile,
     download,
 )
+from promptris.data.paths import with_home
 from promptris.errors import InputError
 
 DOWNLOADS = "downloads"
@@ -209,7 +210,7 @@ def fetch(
     InputError with one sentence: an unknown name, a file that no address gives as it should be, an archive
     that is refused, a full disk, another fetch at work in the same folder.
     """
-    root = Path(data_root)
+    root = with_home(data_root)
     known = read_sources(sources)
     if name not in known:
         hint = "; RefShapes is not downloaded: run  promptris refshapes DIR" if name == "refshapes" else ""

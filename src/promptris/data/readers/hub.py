@@ -14,18 +14,22 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from promptris.data import coco
-from promptris.data.columns import Collector, Columns
+from promptris.data.columns import Collector, Columns, Place
 from promptris.data.dataset import ReferDataset
 from promptris.data.index import Notify, open_or_build, silent
+from promptris.data.paths import is_file
+from promptris.data.readers.fields import spoiled, valid_text, whole_number
 from promptris.data.readers.instances import Instances
 from promptris.data.records import Expression
 from promptris.errors import InputError, MissingExtraError
+from promptris.images import MAX_PIXELS
 
 EXACT, POLYGON = "exact", "polygon"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -69,7 +73,7 @@ def find_parquet(folder: Path) -> list[Path]:
         files = [
             path
             for path in folder.glob(layout)
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if is_file(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
         if files:
             break
@@ -92,6 +96,7 @@ def read_hub(
     files: Sequence[Path],
     image_folders: Sequence[Path],
     *,
+    splits: Sequence[str] | None = None,
     require_images: bool = True,
     skip_broken: bool = False,
     notify: Notify = silent,
@@ -102,7 +107,7 @@ def read_hub(
     once, unless require_images is False. `notify` is told that masks of such a copy are not exact.
 
     Args:
-        root, name, split_by, require_images, skip_broken, notify: see `read_refer`.
+        root, name, split_by, splits, require_images, skip_broken, notify: see `read_refer`.
         files: those of `find_parquet`.
         image_folders: where image files may be.
 
@@ -126,12 +131,12 @@ def read_hub(
             f"{files[0].parent} has one polygon per object and no annotation ids: masks are not exact, and "
             "scores cannot be compared with published ones"
         )
-        missing = dataset.missing_images() if require_images else []
+        missing = dataset.missing_images(splits) if require_images else []
         if missing:
             notify(f"writing {len(missing)} images of {name} to {own_images}")
             unpack_images(files, missing, own_images)
             dataset = ReferDataset.from_columns(name, partition, root, columns, folders)
-    return dataset.usable(require_images, skip_broken)
+    return dataset.usable(require_images, skip_broken, splits)
 
 
 def read_hub_columns(files: Sequence[Path], image_folders: Sequence[Path] = ()) -> Columns:
@@ -157,9 +162,7 @@ def read_hub_columns(files: Sequence[Path], image_folders: Sequence[Path] = ()) 
     reader = _ExactReader(collector) if form == EXACT else _PolygonReader(collector, image_folders)
     for file in files:
         for row in _rows(file, COLUMNS[form], reader.batch_size):
-            worked = collector.attempt(reader.add, row, file)
-            if not worked and (place := reader.place(row, file)) is not None:
-                collector.leave_out(*place)
+            collector.attempt(reader.add, row, file, place=partial(reader.place, row, file))
     columns = collector.columns()
     return replace(columns, facts={**columns.facts, "hub": form})
 
@@ -221,14 +224,12 @@ class _ExactReader:
 
     def add(self, row: Row, file: Path) -> None:
         try:
-            ref_id, ann_id = int(row["ref_id"]), int(row["ann_id"])
-            image_id, category_id = int(row["image_id"]), int(row["category_id"])
+            ids = ("ref_id", "ann_id", "image_id", "category_id")
+            ref_id, ann_id, image_id, category_id = (whole_number(row[name], name) for name in ids)
             split = _refer_split(row["split"])
             expressions = [_expression(sentence) for sentence in row["sentences"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{file}: referent {row['ref_id']} lacks or spoils a field ({type(error).__name__}: {error})"
-            ) from error
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise spoiled(f"{file}: referent {row['ref_id']}", error) from error
         owner = f"referent {ref_id} in {file}"
         if ref_id in self._seen:
             raise InputError(f"{owner} is there twice")
@@ -252,11 +253,13 @@ class _ExactReader:
         self._collector.referent(ref_id, image_id, category_id, split, expressions, masks)
 
     @staticmethod
-    def place(row: Row, file: Path) -> tuple[str, int] | None:
-        """(split, image) of a row that may be broken."""
+    def place(row: Row, file: Path) -> Place:
+        """Where a row belongs that may be broken."""
         split, image_id = row["split"], row["image_id"]
-        known = isinstance(split, str) and isinstance(image_id, int)
-        return (_refer_split(split), image_id) if known else None
+        return (
+            _refer_split(split) if isinstance(split, str) else None,
+            image_id if isinstance(image_id, int) else None,
+        )
 
 
 class _PolygonReader:
@@ -300,30 +303,33 @@ class _PolygonReader:
 
     def _tell_image(self, image_id: int, stem: str, content: bytes, owner: str) -> None:
         opened = _header(content, owner)
+        if opened.height * opened.width > MAX_PIXELS:
+            raise InputError(
+                f"{owner} embeds an image of {opened.width} x {opened.height} pixels, more than the "
+                f"{MAX_PIXELS:,} that are accepted"
+            )
         name = f"{stem}.jpg"
-        if not any((folder / name).is_file() for folder in self._folders):
+        if not any(is_file(folder / name) for folder in self._folders):
             kind = str(opened.format)
             name = stem + _SUFFIXES.get(kind, f".{kind.lower()}")
         self._collector.image(image_id, name, opened.height, opened.width)
 
     @staticmethod
-    def place(row: Row, file: Path) -> tuple[str, int] | None:
-        """(split, image) of a row that may be broken."""
+    def place(row: Row, file: Path) -> Place:
+        """Where a row belongs that may be broken."""
         found = _COCO_NAME.fullmatch(str(row["file_name"]))
-        return (_split_of(file), int(found["image_id"])) if found else None
+        return _split_of(file), int(found["image_id"]) if found else None
 
 
 def _expression(sentence: Row) -> Expression:
     # Cleaning leaves a few sentences empty; they count, so the raw form stands in.
+    sent_id = whole_number(sentence["sent_id"], "sent_id")
     text = sentence["sent"] or sentence["raw"] or ""
-    if not isinstance(text, str):
-        raise TypeError(f"sentence {sentence['sent_id']} is no text")
-    return Expression(int(sentence["sent_id"]), text)
+    return Expression(sent_id, valid_text(text, f"sentence {sent_id}"))
 
 
 def _refer_split(split: object) -> str:
-    if not isinstance(split, str):
-        raise TypeError(f"split {split!r} is no text")
+    split = valid_text(split, "split")
     return "val" if split == "validation" else split
 
 

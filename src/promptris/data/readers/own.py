@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from promptris.data.columns import Collector, Columns
+from promptris.data.columns import Collector, Columns, Place
 from promptris.data.dataset import ReferDataset
 from promptris.data.index import Notify, open_or_build, silent
-from promptris.data.readers.instances import Instances, read_instances
+from promptris.data.paths import is_file, is_folder
+from promptris.data.readers.fields import whole_number
+from promptris.data.readers.instances import Instances, no_pixel, read_instances
+from promptris.data.readers.own_layout import (
+    IMAGES,
+    UnknownLayoutError,
+    image_path,
+    is_refer_layout,
+    named_rows_file,
+    needed_instances_file,
+    other_rows_file,
+    picture_files,
+    what_is_missing,
+)
 from promptris.data.readers.own_masks import Header, decode_mask, foreground, read_header
-from promptris.data.readers.own_rows import TARGETS, Row, checked_path, has_expressions, inner_path, read_rows
+from promptris.data.readers.own_rows import TARGETS, Row, checked_path, inner_path, read_rows
 from promptris.data.readers.refer import read_refer
 from promptris.data.records import Expression
 from promptris.errors import InputError
+from promptris.images import MAX_PIXELS
 
-LAYOUT_HELP = """\
-A folder of your own data holds images and one file that says what each sentence means. Either
-
-  masks as pictures      expressions.csv    image,mask,expression,split
-                                            photos/desk.jpg,masks/mug.png,the red mug,train
-                                            photos/desk.jpg,,the green mug,train          (nothing is meant)
-  or COCO annotations    instances.json     images, annotations, categories
-                         expressions.jsonl  {"ann_id": 7, "expression": "the red mug", "split": "train"}
-                                            {"ann_id": [7, 8], "expression": "both mugs", "split": "train"}
-                                            {"ann_id": null, "image": "desk.jpg", "expression": "the dog"}
-
-Both layouts can be written as .csv (columns) or .jsonl (one JSON object per line). Paths are relative to the
-folder; images may also be in its images/. Without a split, a sentence is in "train".
-"""
-
-ROWS_FILES = ("expressions.jsonl", "expressions.csv")
-INSTANCES_FILES = ("instances.json", "annotations.json", "_annotations.coco.json")
 DEFAULT_SPLIT = "train"
-IMAGES = "images"
 
 _Size = tuple[int, int]
 
 
 def read_own(
     folder: str | Path,
+    split_by: str | None = None,
     *,
+    splits: Sequence[str] | None = None,
     require_images: bool = True,
     skip_broken: bool = False,
     notify: Notify = silent,
@@ -57,6 +57,9 @@ def read_own(
             types with such rows; also below annotations/), with their targets as annotations of a COCO file,
             as mask pictures or as COCO segmentations, and the images, in it or in its images/. A folder with
             refs(X).p and instances.json is read by `read_refer`.
+        split_by: which refs(X).p, where there are several. Sentences of one's own have one partition, and so no
+            name for it.
+        splits: those that will be used, by default all; see `read_refer`.
         require_images: whether a missing image file is an error. Where only the image could tell the size of
             a mask, it is needed in any case.
         skip_broken: leave out rows that cannot be used, and list why in the result's `broken`.
@@ -71,131 +74,48 @@ def read_own(
             also when a row is broken, naming file and line.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not is_folder(root):
         raise InputError(f"{root} is not a folder")
-    rows_file = _named_rows_file(root)
-    if rows_file is None and _is_refer_layout(root):
-        return _read_refer_layout(root, require_images, skip_broken, notify)
-    rows_file = rows_file or _other_rows_file(root)
+    rows_file = named_rows_file(root)
+    if rows_file is None and is_refer_layout(root):
+        return _read_refer_layout(root, split_by, splits, require_images, skip_broken, notify)
+    rows_file = rows_file or other_rows_file(root)
     if rows_file is None:
-        raise InputError(_what_is_missing(root))
+        raise UnknownLayoutError(what_is_missing(root))
+    if split_by is not None:
+        raise InputError(
+            f"{rows_file} has only one partition, and none called {split_by!r}: leave split_by out"
+        )
     rows = read_rows(rows_file)
-    instances_file = _needed_instances_file(root, rows)
-    sources = [rows_file, *([instances_file] if instances_file else []), *_pictures(root, rows)]
+    instances_file = needed_instances_file(root, rows)
+    sources = [rows_file, *([instances_file] if instances_file else []), *picture_files(root, rows)]
     columns = open_or_build(
         sources, rows_file.name, lambda: _Builder(root, rows, instances_file).columns(), notify
     )
     dataset = ReferDataset.from_columns(root.absolute().name, "", root, columns, [root, root / IMAGES])
-    return dataset.usable(require_images, skip_broken)
+    return dataset.usable(require_images, skip_broken, splits)
 
 
-def looks_like_own_data(folder: str | Path) -> bool:
-    """Whether a path is a folder that `read_own` would try to read: it has rows, or the REFER layout."""
-    root = Path(folder)
-    if not root.is_dir():
-        return False
-    named = any((place / name).is_file() for place in _places(root) for name in ROWS_FILES)
-    return named or _is_refer_layout(root) or any(has_expressions(path) for path in _other_tables(root))
-
-
-# ---------------------------------------------------------------------------------------------- which files
-
-
-def _places(root: Path) -> tuple[Path, Path]:
-    return root, root / "annotations"
-
-
-def _named_rows_file(root: Path) -> Path | None:
-    there = [path for place in _places(root) for name in ROWS_FILES if (path := place / name).is_file()]
-    return _only(there, root, "files of expressions")
-
-
-def _other_tables(root: Path) -> list[Path]:
-    return [
-        path
-        for place in _places(root)
-        for path in sorted(place.glob("*"))
-        if path.suffix.lower() in (".jsonl", ".csv") and path.is_file()
-    ]
-
-
-def _other_rows_file(root: Path) -> Path | None:
-    there = [path for path in _other_tables(root) if has_expressions(path)]
-    return _only(there, root, "files with expressions")
-
-
-def _only(paths: list[Path], root: Path, what: str) -> Path | None:
-    if len(paths) > 1:
-        names = " and ".join(str(path.relative_to(root)) for path in paths)
-        raise InputError(f"{root} has several {what}, {names}: keep one of them there")
-    return paths[0] if paths else None
-
-
-def _needed_instances_file(root: Path, rows: Sequence[Row | InputError]) -> Path | None:
-    """The COCO file that some row speaks of; None when no row does."""
-    named = [row for row in rows if isinstance(row, Row) and {"ann_id", "image_id"} & row.cells.keys()]
-    if not named:
-        return None
-    found = _instances_file(root)
-    needing = [row for row in named if row.given("ann_id") or row.given("image_id")]
-    if found is None and needing:
-        names = ", ".join(INSTANCES_FILES)
-        raise InputError(
-            f"{needing[0].where} names an annotation or image by its id, but {root} has no COCO file: put one "
-            f"there as {names}"
-        )
-    return found
-
-
-def _instances_file(root: Path) -> Path | None:
-    for name in INSTANCES_FILES:
-        for place in _places(root):
-            if (place / name).is_file():
-                return place / name
-    others = [path for place in _places(root) for path in sorted(place.glob("*.json"))]
-    coco = others if len(others) == 1 else [path for path in others if _is_coco(path)]
-    return _only(coco, root, "COCO files")
-
-
-def _is_coco(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
-
-
-def _is_refer_layout(root: Path) -> bool:
-    patterns = ("refs(*).p", "refs(*).json", "grefs(*).p", "grefs(*).json")
-    refs = [path for pattern in patterns for path in root.glob(pattern)]
-    return bool(refs) and (root / "instances.json").is_file()
-
-
-def _what_is_missing(root: Path) -> str:
-    below = sorted(path for path in root.iterdir() if path.is_dir() and _is_refer_layout(path))
-    if below:
-        return (
-            f"{root} is a data root, not a data set: name one of the data sets in it, such as {below[0].name}"
-        )
-    coco = _instances_file(root)
-    if coco is not None and _is_coco(coco):
-        return (
-            f"{root} has annotations in {coco.name} but no sentences: write expressions.jsonl with lines like "
-            '{"ann_id": 7, "expression": "the red mug"}'
-        )
-    return (
-        f"{root} has no expressions.jsonl or expressions.csv with one row per sentence, which names either a "
-        "mask (image, mask, expression) or an annotation of a COCO file beside it (ann_id, expression)"
-    )
-
-
-def _read_refer_layout(root: Path, require_images: bool, skip_broken: bool, notify: Notify) -> ReferDataset:
+def _read_refer_layout(
+    root: Path,
+    split_by: str | None,
+    splits: Sequence[str] | None,
+    require_images: bool,
+    skip_broken: bool,
+    notify: Notify,
+) -> ReferDataset:
     folder = root.absolute()
     dataset = read_refer(
-        folder.parent, folder.name, require_images=False, skip_broken=skip_broken, notify=notify
+        folder.parent,
+        folder.name,
+        split_by,
+        splits=splits,
+        require_images=False,  # not yet: they may be beside the annotations too
+        skip_broken=skip_broken,
+        notify=notify,
     )
     folders = (*dataset.folders, folder, folder / IMAGES)
-    return replace(dataset, folders=folders).usable(require_images, skip_broken)
+    return replace(dataset, folders=folders).usable(require_images, skip_broken, splits)
 
 
 # ----------------------------------------------------------------------------------------------------- build
@@ -226,20 +146,21 @@ class _Builder:
             self.coco_images.setdefault(inner_path(str(entry.get("file_name"))) or "", image_id)
         self.own_images: dict[str, int] = {}
         self.own_targets: dict[tuple[Any, ...], int] = {}
-        self.next_image_id = 1 + max(self.instances.images, default=0)
-        self.next_ann_id = 1 + max(self.instances.annotations, default=0)
+        self.image_ids = _free_numbers(self.instances.images)
+        self.ann_ids = _free_numbers(self.instances.annotations)
         self.files: dict[int, Path] = {}
         self.masks: dict[tuple[int, int], bytes] = {}
         self.referents: dict[tuple[Any, ...], _Referent] = {}
         self.meanings: dict[tuple[int, str], tuple[tuple[int, ...], str]] = {}
         self.sentences: dict[int, str] = {}
-        self.next_sent_id = 1 + max(self._given_sent_ids(), default=0)
+        self.sent_ids = _free_numbers(set(self._given_sent_ids()))
         self.headers: dict[Path, Header | InputError | None] = {}
         self.last_mask: tuple[Path, Image.Image] | None = None
+        self.unsettled = False
 
     def columns(self) -> Columns:
         for row in self.rows:
-            self.collector.attempt(self._add, row)
+            self.collector.attempt(self._add, row, place=partial(self._place, row))
         for ref_id, found in enumerate(self.referents.values(), start=1):
             self.collector.referent(
                 ref_id,
@@ -249,7 +170,8 @@ class _Builder:
                 found.expressions,
                 {ann_id: self.masks[ann_id, found.image_id] for ann_id in found.ann_ids},
             )
-        return self.collector.columns()
+        columns = self.collector.columns()
+        return replace(columns, facts={**columns.facts, "unsettled": self.unsettled})
 
     def _add(self, row: Row | InputError) -> None:
         if isinstance(row, InputError):
@@ -268,11 +190,18 @@ class _Builder:
                 "sentences tell them apart"
             )
         if sent_id is None:
-            sent_id, self.next_sent_id = self.next_sent_id, self.next_sent_id + 1
+            sent_id = next(self.sent_ids)
         self.sentences[sent_id] = row.where
         key = (split, image_id, ann_ids) if ann_ids else (row.where,)
         referent = self.referents.setdefault(key, _Referent(image_id, split, category_id, ann_ids))
         referent.expressions.append(Expression(sent_id, text, kind))
+
+    @staticmethod
+    def _place(row: Row | InputError) -> Place:
+        try:
+            return None if isinstance(row, InputError) else row.text("split") or DEFAULT_SPLIT, None
+        except InputError:
+            return None, None
 
     def _given_sent_ids(self) -> Iterator[int]:
         for row in self.rows:
@@ -311,18 +240,24 @@ class _Builder:
             raise InputError(
                 f"{row.where} has annotation {ann_ids[0]}, which {self.instances.where} does not hold"
             )
-        image_id = annotation.get("image_id")
+        where = f"{self.instances.where}, annotation {ann_ids[0]}"
         if row.given("image_id") or row.given("image"):
             image_id = self._image(row, lambda: None)
-        elif isinstance(image_id, int):
-            self._tell_coco_image(image_id, row.where)
         else:
-            raise InputError(f"{self.instances.where}, annotation {ann_ids[0]} has no valid image_id")
+            try:
+                image_id = whole_number(annotation.get("image_id"), "image_id")
+            except InputError as error:
+                raise InputError(f"{where} has no valid image_id ({error})") from None
+            self._tell_coco_image(image_id, row.where)
         for ann_id in ann_ids:
             if (ann_id, image_id) not in self.masks:
-                self.masks[ann_id, image_id] = self.instances.run_lengths(ann_id, image_id, row.where)
+                counts = self.instances.run_lengths(ann_id, image_id, row.where)
+                what = f"{self.instances.where}, annotation {ann_id}"
+                self.masks[ann_id, image_id] = self._with_pixels(counts, image_id, what)
         category_id = annotation.get("category_id")
-        return image_id, ann_ids, category_id if isinstance(category_id, int) else -1
+        if category_id is None:
+            return image_id, ann_ids, -1
+        return image_id, ann_ids, whole_number(category_id, f"{where}: category_id")
 
     def _mask_target(self, row: Row, image_id: int, mask: str, value: int | None) -> int:
         key = (image_id, mask, value)
@@ -355,11 +290,18 @@ class _Builder:
             counts = segmentation_to_run_lengths(segmentation, *self.collector.image_size(image_id))
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from error
-        return self._new_target(key, image_id, counts)
+        return self._new_target(key, image_id, self._with_pixels(counts, image_id, row.where))
+
+    def _with_pixels(self, counts: bytes, image_id: int, what: str) -> bytes:
+        from promptris.ops.run_lengths import covers_nothing
+
+        size = self.collector.image_size(image_id)
+        if covers_nothing(counts, *size):
+            raise InputError(no_pixel(what, size))
+        return counts
 
     def _new_target(self, key: tuple[Any, ...], image_id: int, counts: bytes) -> int:
-        ann_id = self.own_targets[key] = self.next_ann_id
-        self.next_ann_id += 1
+        ann_id = self.own_targets[key] = next(self.ann_ids)
         self.masks[ann_id, image_id] = counts
         return ann_id
 
@@ -383,37 +325,47 @@ class _Builder:
         return self._own_image(name, row.where, size_if_missing)
 
     def _own_image(self, name: str, where: str, size_if_missing: Callable[[], _Size | None]) -> int:
-        file_name = _find(self.root, name)
+        file_name = image_path(self.root, name)
         if file_name in self.own_images:
             return self.own_images[file_name]
         header = self._header(self.root / file_name)
         size = size_if_missing() if header is None else header.size
         if size is None:
             raise InputError(f"{where}: there is no image {name} in {self.root} or its {IMAGES}/")
-        image_id = self.own_images[file_name] = self.next_image_id
-        self.next_image_id += 1
+        image_id = self.own_images[file_name] = next(self.image_ids)
         self.collector.image(image_id, file_name, *size)
         self.files[image_id] = self.root / file_name
         return image_id
 
     def _tell_coco_image(self, image_id: int, where: str) -> None:
-        if self.collector.has_image(image_id):
-            return
         instances = self.instances
         entry = instances.images.get(image_id)
-        if entry is not None:
-            owner = f"{instances.where}: the file_name of image {image_id}"
-            file_name = _find(self.root, checked_path(str(entry.get("file_name") or ""), owner))
-            path = self.files[image_id] = self.root / file_name
+        # An image that only a row names has a number too, by which nobody else means it.
+        if entry is None:
+            raise InputError(f"{where} has image {image_id}, which {instances.where} does not hold")
+        if self.collector.has_image(image_id):
+            return
+        owner = f"{instances.where}: the file_name of image {image_id}"
+        file_name = checked_path(str(entry.get("file_name") or ""), owner)
+        self.files[image_id] = self.root / image_path(self.root, file_name)
+        self._compare_sizes(self.files[image_id], (entry.get("height"), entry.get("width")))
+        # As it is written: where the file lies is asked for each time, because it may come or move later.
+        instances.images[image_id] = {**entry, "file_name": file_name}
+        instances.tell_image(self.collector, image_id, where, check_name=lambda _: True)
+
+    def _compare_sizes(self, path: Path, size: tuple[Any, Any]) -> None:
+        """Check an image of COCO, where it is there, against the (height, width) that it was annotated at."""
+        try:
             header = self._header(path)
-            size = (entry.get("height"), entry.get("width"))
             if header is not None and header.size != size and None not in size:
                 raise InputError(
-                    f"{path} has {header}, but {instances.where} was made for "
+                    f"{path} has {header}, but {self.instances.where} was made for "
                     f"{size[1]} x {size[0]}; annotate the upright image at its own size"
                 )
-            instances.images[image_id] = {**entry, "file_name": file_name}
-        instances.tell_image(self.collector, image_id, where, check_name=lambda _: True)
+        except InputError:
+            # These images are not among the sources of the index, which would not notice a better one.
+            self.unsettled = True
+            raise
 
     def _size_of_target(self, row: Row, mask: str | None, segmentation: Any) -> _Size | None:
         """The size that a target must have been drawn for, where the image itself is not there to ask."""
@@ -423,13 +375,13 @@ class _Builder:
         is_size = (
             isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
         )
-        return (size[0], size[1]) if is_size and size else None
+        return (size[0], size[1]) if is_size and size and size[0] * size[1] <= MAX_PIXELS else None
 
     def _header(self, path: Path) -> Header | None:
         """Size of a picture; None when there is no such file. InputError when it is no picture."""
         if path not in self.headers:
             try:
-                self.headers[path] = read_header(path) if path.is_file() else None
+                self.headers[path] = read_header(path) if is_file(path) else None
             except InputError as error:
                 self.headers[path] = error
         header = self.headers[path]
@@ -444,21 +396,7 @@ class _Builder:
         return self.last_mask[1]
 
 
-def _pictures(root: Path, rows: Sequence[Row | InputError]) -> list[Path]:
-    """The image and mask files that rows name and that are there, each once."""
-    found: dict[Path, None] = {}
-    for row in rows:
-        for column in ("image", "mask"):
-            name = row.cells.get(column) if isinstance(row, Row) else None
-            inner = inner_path(name.strip()) if isinstance(name, str) else None
-            if inner is not None:
-                path = root / (_find(root, inner) if column == "image" else inner)
-                if path not in found and path.is_file():
-                    found[path] = None
-    return list(found)
-
-
-def _find(root: Path, name: str) -> str:
-    """Path of an image relative to the folder: as it is written, or in images/; as written if nowhere."""
-    inside = f"{IMAGES}/{name}"
-    return inside if not (root / name).is_file() and (root / inside).is_file() else name
+def _free_numbers(taken: Collection[int]) -> Iterator[int]:
+    """Numbers that are not taken: those after the last one, if there is room for them in 64 bits."""
+    last = max(taken, default=0)
+    return (number for number in count(1 + last if last < 2**62 else 1) if number not in taken)

@@ -41,6 +41,9 @@ def _open(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise InputError(f"{path} is not an image that can be read (JPEG, PNG, WebP ...)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # An error with a number is the system's, not about what is in the file.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
         raise InputError(f"{path} is damaged or cut off: {error}") from error
     if picture.width * picture.height > MAX_PIXELS:
         picture.close()

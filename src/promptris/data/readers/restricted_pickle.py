@@ -8,6 +8,7 @@ a numpy scalar as its number or string, a numpy array as nested lists.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 from promptris.errors import InputError
 
 _NUMPY_KINDS = "biufSU"
+_SIMPLE = (str, bytes, int, float, type(None))  # a bool is an int
 
 
 class _Maker:
@@ -64,8 +66,7 @@ class _Array(list[Any]):
     def __setstate__(self, state: Any) -> None:
         shape, dtype, fortran, data = state[-4:]
         real = dtype.real()
-        flat = np.frombuffer(_as_bytes(data), dtype=real)
-        self[:] = flat.reshape(shape, order="F" if fortran else "C").tolist()
+        self[:] = _nested_lists(data, real, shape, fortran)
 
 
 def _as_bytes(data: Any) -> bytes:
@@ -75,6 +76,14 @@ def _as_bytes(data: Any) -> bytes:
     if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("a numpy value without its bytes")
     return bytes(data)
+
+
+def _nested_lists(data: Any, dtype: np.dtype[Any], shape: Any, fortran: Any) -> Any:
+    array = np.frombuffer(_as_bytes(data), dtype).reshape(shape, order="F" if fortran else "C")
+    # An array without values may claim any number of empty rows.
+    if array.size == 0 and math.prod(array.shape[: array.shape.index(0)]) > 1:
+        raise pickle.UnpicklingError(f"a numpy array of shape {array.shape} holds nothing")
+    return array.tolist()
 
 
 def _make_dtype(name: Any, *_: Any) -> _DType:
@@ -90,25 +99,31 @@ def _make_array(*_: Any) -> _Array:
 
 
 def _make_array_from_buffer(data: Any, dtype: _DType, shape: Any, order: str) -> Any:
-    return (
-        np.frombuffer(_as_bytes(data), dtype=dtype.real())
-        .reshape(shape, order="F" if order == "F" else "C")
-        .tolist()
-    )
+    return _nested_lists(data, dtype.real(), shape, order == "F")
 
 
 def _make_bytes(content: Any = b"", encoding: Any = "latin1") -> bytes:
     # How protocol 2 stores bytes; any other codec would be looked up, that is imported, by name.
     if not isinstance(content, str | bytes) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r} are not plain data")
+        raise pickle.UnpicklingError("bytes in another encoding than latin1 are not plain data")
     return _as_bytes(content)
+
+
+def _simple(keys: Any) -> Any:
+    """Keys of a dict or members of a set, if they are simple values.
+
+    Others must not even be hashed: nested tuples, each twice in the next, take time without end.
+    """
+    if not all(isinstance(key, _SIMPLE) for key in keys):
+        raise pickle.UnpicklingError("a dict key or a member of a set is neither text nor a number")
+    return keys
 
 
 def _allowed_names() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {("_codecs", "encode"): _Maker(_make_bytes)}
     for module in ("builtins", "__builtin__"):
-        allowed[module, "set"] = _Maker(set)
-        allowed[module, "frozenset"] = _Maker(frozenset)
+        allowed[module, "set"] = _Maker(lambda *args: set(*map(_simple, args)))
+        allowed[module, "frozenset"] = _Maker(lambda *args: frozenset(*map(_simple, args)))
         allowed[module, "bytes"] = _Maker(_make_bytes)
         allowed[module, "bytearray"] = _Maker(lambda *args: bytearray(_make_bytes(*args)))
     allowed["numpy", "dtype"] = _Maker(_make_dtype)
@@ -146,6 +161,25 @@ class _RestrictedUnpickler(pickle._Unpickler):
         unpickler.append(bytearray(unpickler.read(size)))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _looking_at_keys(opcode: bytes, first: int, step: int) -> None:
+    """Have an opcode that fills a dict or set look at its keys on the stack, before they are hashed."""
+    inherited = _RestrictedUnpickler.dispatch[opcode[0]]
+
+    def load(unpickler: Any) -> None:
+        _simple(unpickler.stack[first::step])
+        inherited(unpickler)
+
+    _RestrictedUnpickler.dispatch[opcode[0]] = load
+
+
+# With a mark, the stack holds what came since then: key, value, key ... or members. SETITEM has none.
+_looking_at_keys(pickle.DICT, 0, 2)
+_looking_at_keys(pickle.SETITEMS, 0, 2)
+_looking_at_keys(pickle.SETITEM, -2, 2)
+_looking_at_keys(pickle.ADDITEMS, 0, 1)
+_looking_at_keys(pickle.FROZENSET, 0, 1)
 
 
 class _RefusedError(Exception):
