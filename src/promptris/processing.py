@@ -148,7 +148,10 @@ def normalised(images: ImageBatch, dtype: torch.dtype = torch.float32) -> ImageB
         clip = normalise(clip, CLIP_MEAN, CLIP_STD)
     if sam is not None and sam.dtype == torch.uint8:
         sam = normalise(sam, SAM_MEAN, SAM_STD)
-    return ImageBatch(clip.to(dtype), None if sam is None else sam.to(dtype))
+    known = images.sam_embeddings
+    return ImageBatch(
+        clip.to(dtype), None if sam is None else sam.to(dtype), None if known is None else known.to(dtype)
+    )
 
 
 def normalise(

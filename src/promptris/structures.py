@@ -52,11 +52,13 @@ class ImageBatch(_TensorFields):
 
     Attributes:
         clip_pixels: [I, 3, h, w] for CLIP.
-        sam_pixels: [I, 3, s, s] for SAM; None when SAM is not run.
+        sam_pixels: [I, 3, s, s] for SAM; None when SAM is not run, or its features are known.
+        sam_embeddings: [I, D_S, H_S, W_S] SAM's image features, where they were computed before.
     """
 
     clip_pixels: Float[Tensor, "I 3 h w"] | UInt8[Tensor, "I 3 h w"]
     sam_pixels: Float[Tensor, "I 3 s s"] | UInt8[Tensor, "I 3 s s"] | None = None
+    sam_embeddings: Float[Tensor, "I D_S H_S W_S"] | None = None
 
 
 @dataclass
@@ -116,6 +118,8 @@ class TrainingBatch(_TensorFields):
         expressions: B = I·b expressions.
         truth: their ground truth.
         image_ids: the data set's id of each image, to name it in errors.
+        seeds: of everything random about each image and its expressions, wherever and with whatever else in the
+            batch it is computed.
         skipped: one sentence for each image that could not be read and that another stands in for.
     """
 
@@ -123,4 +127,5 @@ class TrainingBatch(_TensorFields):
     expressions: ExpressionBatch
     truth: SegmentationTargets
     image_ids: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()

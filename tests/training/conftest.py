@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptris.training.config import Recipe, TowersConfig
-from promptris.training.pretraining import PretrainingConfig
+from promptris.training.config import PretrainingConfig, Recipe, TowersConfig
 from promptris.training.recipes import load_recipe
 from promptris.training.towers import pretrain_tower
 
@@ -33,6 +32,6 @@ def recipe(towers: Path) -> Recipe:
         "data.generate.train": 12,
         "data.generate.val": 2,
         "train.images_per_step": 4,
-        "train.checkpoint_seconds": 0,
+        "engine.checkpoint_seconds": 0,
     }
     return load_recipe("refshapes-smoke", [f"--{key}={value}" for key, value in overrides.items()])

@@ -25,6 +25,7 @@ def make_batch(model: PromptRIS, with_sam: bool) -> TrainingBatch:
         expressions=processor.expressions(["red", "a b", "blue", "c"], [0, 0, 1, 1]),
         truth=SegmentationTargets(torch.rand(4, size, size).round(), torch.tensor([1, 1, 2, 3])),
         image_ids=(10, 11),
+        seeds=(5, 6),
     )
 
 

@@ -14,8 +14,8 @@ from promptris.data.refshapes import CATEGORIES, COLORS, WorldOptions, sample_sc
 from promptris.data.refshapes.regions import ANY, caption, fits, region_code, region_phrase
 from promptris.modeling.tokenizer import load_tokenizer
 from promptris.training.clip_pretraining import ClipPretraining, multi_positive
-from promptris.training.config import TowersConfig
-from promptris.training.pretraining import PRETRAINING_SEED, PretrainingConfig
+from promptris.training.config import PretrainingConfig, TowersConfig
+from promptris.training.pretraining import PRETRAINING_SEED
 from promptris.training.sam_pretraining import PROMPT_KINDS, SamPretraining, coarse_response, hard_iou
 from promptris.training.towers import prepare_towers, pretrain_tower
 

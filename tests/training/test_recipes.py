@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from promptris.errors import InputError
 from promptris.training.config import Recipe, Stage
+from promptris.training.dry_run import dry_run
 from promptris.training.recipes import builtin_recipes, dump_recipe, load_recipe
 
 
@@ -76,3 +78,52 @@ def test_bad_recipe_files(text: str, tmp_path: Path):
     path.write_text(text)
     with pytest.raises(InputError, match=r"bad\.yaml"):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_every_recipe_can_be_looked_at_before_it_is_run(name: str):
+    recipe = load_recipe(name)
+    if name == "own-data":
+        with pytest.raises(InputError, match="own-data-folder is neither a known data set"):
+            dry_run(recipe, torch.device("cpu"))
+        return
+    plan = dry_run(recipe, torch.device("cpu"))
+    assert plan.parameters[-1].part == "total"
+    assert plan.parameters[-1].trainable > 0
+    if recipe.data.name == "refshapes":
+        assert plan.images == (recipe.data.generate.train, "to be generated")
+        assert plan.seconds is not None and plan.seconds > 0
+        assert plan.peak_bytes is not None
+    else:
+        assert plan.seconds is None
+        assert any("vit-b" in note for note in plan.notes)
+
+
+def test_a_dry_run_counts_steps_from_the_published_number_of_images():
+    plan = dry_run(load_recipe("refcoco"), torch.device("cpu"))
+    assert plan.images == (16994, "published")
+    assert [stage.steps for stage in plan.stages] == [20 * (16994 // 16), 30 * (16994 // 16)]
+    assert plan.parameters[-1].trainable == 40_985_857
+    assert plan.weights_bytes == 40_985_857 * 16 + 243_356_465 * 4
+
+
+def test_steps_shrink_with_processes_and_accumulation():
+    recipe = load_recipe("refcoco", ["--engine.devices=4", "--train.accumulate=2"])
+    plan = dry_run(recipe, torch.device("cpu"))
+    assert plan.stages[0].steps == 20 * (16994 // 64 // 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--engine.precision=fp8", ["engine.precision", "'fp8'", "bf16"]),
+        ("--engine.strategy=magic", ["engine.strategy", "'magic'", "fsdp"]),
+        ("--engine.devices=0", ["engine.devices is 0"]),
+        ("--train.images_per_step=20000", ["16994 images", "fewer than the 20000 of one step"]),
+    ],
+)
+def test_an_engine_that_cannot_be_is_named(option: str, words: list[str]):
+    with pytest.raises(InputError) as caught:
+        dry_run(load_recipe("refcoco", [option]), torch.device("cpu"))
+    for word in words:
+        assert word in str(caught.value)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptris.errors import InputError
-from promptris.training.config import Stage, TrainConfig
-from promptris.training.pretraining import PretrainingConfig
+from promptris.training.config import PretrainingConfig, Stage, TrainConfig
 from promptris.training.schedule import Schedule
 
 

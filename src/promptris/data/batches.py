@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptris.data.dataset import ReferDataset
+from promptris.data.embedding_cache import EmbeddingCache
 from promptris.data.pictures import load_record
 from promptris.data.records import Referent
-from promptris.data.sampling import ImageSchedule, sample_expressions
+from promptris.data.sampling import ImageSchedule, sample_expressions, share_of_rank
 from promptris.errors import InputError
 from promptris.ops.resizing import pool_masks
 from promptris.processing import Processor
@@ -21,7 +23,11 @@ from promptris.structures import SegmentationTargets, TrainingBatch
 
 
 class ReferBatches(Dataset[TrainingBatch]):
-    """Item k is the batch of step k: I images with b expressions each.
+    """Item k is the batch of step k on this rank: I images with b expressions each.
+
+    Everything random about an image depends on its place in the whole run alone, not on how places are divided
+    among ranks and batches: two ranks of I images see what one process of 2I sees, and so does one process that
+    takes them one after the other.
 
     Args:
         dataset: the data.
@@ -37,6 +43,7 @@ class ReferBatches(Dataset[TrainingBatch]):
         world_size: number of processes.
         skip_broken: put another image in the place of one that cannot be read, and say so in the batch's
             `skipped`; otherwise that is an InputError.
+        embeddings: SAM's image features that were computed before, which then take the place of SAM's pixels.
     """
 
     def __init__(
@@ -53,33 +60,39 @@ class ReferBatches(Dataset[TrainingBatch]):
         rank: int = 0,
         world_size: int = 1,
         skip_broken: bool = False,
+        embeddings: EmbeddingCache | None = None,
     ) -> None:
         self.dataset, self.processor, self.mask_size = dataset, processor, mask_size
         self.expressions_per_image, self.word_deletion = expressions_per_image, word_deletion
         self.seed, self.rank, self.needs_sam = seed, rank, needs_sam
-        self.skip_broken = skip_broken
+        self.skip_broken, self.embeddings = skip_broken, embeddings
         self.referents = dataset.by_image(split)
         self.schedule = ImageSchedule(list(self.referents), images_per_step, seed, rank, world_size)
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        rng = np.random.default_rng((self.seed, step, self.rank, 1))
         with_sam = self.needs_sam(step)
         pictures, skipped = self._pictures(step, with_sam)
         masks: list[Tensor] = []
         instances: list[int] = []
         texts: list[str] = []
-        for image_id in pictures:
+        first = self.schedule.first_place(step)
+        for place, image_id in enumerate(pictures, start=first):
+            rng = np.random.default_rng((self.seed, place, 1))
             choices = [(r, e.text) for r in self.referents[image_id] for e in r.expressions]
             pairs = sample_expressions(choices, self.expressions_per_image, rng, self.word_deletion)
             masks.append(self._masks([referent for referent, _ in pairs]))
             instances += [referent.ann_id for referent, _ in pairs]
             texts += [text for _, text in pairs]
         index = np.repeat(np.arange(len(pictures)), self.expressions_per_image).tolist()
+        images = self.processor.images(list(pictures.values()), with_sam and self.embeddings is None)
+        if with_sam and self.embeddings is not None:
+            images = replace(images, sam_embeddings=self.embeddings.read(list(pictures)))
         return TrainingBatch(
-            images=self.processor.images(list(pictures.values()), with_sam),
+            images=images,
             expressions=self.processor.expressions(texts, index),
             truth=SegmentationTargets(torch.cat(masks), torch.tensor(instances)),
             image_ids=tuple(pictures),
+            seeds=tuple(_seed(self.seed, place) for place in range(first, first + len(pictures))),
             skipped=tuple(skipped),
         )
 
@@ -98,6 +111,8 @@ class ReferBatches(Dataset[TrainingBatch]):
         skipped: list[str] = []
         for image_id in self._candidates(step):
             try:
+                if with_sam and self.embeddings is not None:
+                    self.embeddings.require(image_id)
                 pictures[image_id] = load_record(self.dataset.images[image_id], at_least)
             except InputError as error:
                 if not self.skip_broken:
@@ -108,8 +123,14 @@ class ReferBatches(Dataset[TrainingBatch]):
         raise InputError(f"too few images can be read for a step of training; the last error: {skipped[-1]}")
 
     def _candidates(self, step: int) -> Iterator[int]:
-        """The images of a step, then all others as stand-ins, in an order that depends on the step alone."""
-        chosen = self.schedule.images(step)
-        yield from chosen
-        rng = np.random.default_rng((self.seed, step, self.rank, 2))
-        yield from (i for i in rng.permutation(self.schedule.image_ids).tolist() if i not in chosen)
+        """The images of a step, then stand-ins: images that no rank has in this step, dealt among the ranks."""
+        yield from self.schedule.images(step)
+        taken = self.schedule.images_of_all_ranks(step)
+        rng = np.random.default_rng((self.seed, step, 2))
+        spare = [i for i in rng.permutation(self.schedule.image_ids).tolist() if i not in taken]
+        yield from share_of_rank(spare, self.schedule.rank, self.schedule.world_size)
+
+
+def _seed(seed: int, place: int) -> int:
+    """63 bits that belong to a place in a run."""
+    return int(np.random.SeedSequence((seed, place, 3)).generate_state(1, np.uint64)[0] >> 1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptris.errors import InputError
 
@@ -42,10 +43,22 @@ class ImageSchedule:
 
     def images(self, step: int) -> list[int]:
         """Image ids of a step; within an epoch no image comes twice, on no rank."""
+        start = self.rank * self.images_per_step
+        return self._dealt(step)[start : start + self.images_per_step].tolist()
+
+    def images_of_all_ranks(self, step: int) -> set[int]:
+        """Image ids that any rank has in a step."""
+        return set(self._dealt(step).tolist())
+
+    def _dealt(self, step: int) -> NDArray[np.int64]:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.image_ids)
-        start = (position * self.world_size + self.rank) * self.images_per_step
-        return order[start : start + self.images_per_step].tolist()
+        together = self.images_per_step * self.world_size
+        return order[position * together : (position + 1) * together]
+
+    def first_place(self, step: int) -> int:
+        """Place in the whole run, over all ranks, of the first image of a step."""
+        return (step * self.world_size + self.rank) * self.images_per_step
 
 
 def sample_expressions(

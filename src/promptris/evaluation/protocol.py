@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,18 @@ from promptris.errors import InputError
 from promptris.metrics import GRESMetrics, RISMetrics
 from promptris.ops.masks import mask_iou
 from promptris.predictor import Prediction, Predictor
+from promptris.team import ALONE, Team
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A prediction beside its truth, a bool mask [H, W] of the same size."""
+    """A prediction beside its truth, a bool mask [H, W] of the same size; `place` of its image in the split."""
 
     referent: Referent
     expression: Expression
     prediction: Prediction
     truth: NDArray[np.bool_]
+    place: int = 0
 
     @property
     def iou(self) -> float:
@@ -83,6 +84,7 @@ def evaluate(
     folder: Path | None = None,
     images_per_pass: int = 4,
     progress: Callable[[int, int], None] | None = None,
+    team: Team = ALONE,
 ) -> Evaluation:
     """Evaluate a split.
 
@@ -94,40 +96,72 @@ def evaluate(
         folder: where `metrics.json` and `predictions.jsonl` are written; None writes nothing.
         images_per_pass: images that are encoded together.
         progress: called with (expressions done, expressions in all).
+        team: processes that evaluate together: each takes its own images, all get the same result, and the first
+            one writes it.
 
     Raises:
         InputError: for an unknown split, or an image or annotation that cannot be read.
     """
-    final, coarse, generalised = RISMetrics(), RISMetrics(), GRESMetrics()
-    by_kind: dict[str, RISMetrics] = defaultdict(RISMetrics)
     total = len(dataset.samples(split))
     if total == 0:
         raise InputError(f"{dataset.name} has no expression to evaluate in {split!r}")
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    partial = None if folder is None else folder / "predictions.jsonl.partial"
-    with nullcontext() if partial is None else partial.open("w") as file:
-        for scored in score(predictor, dataset, split, prompts, images_per_pass):
-            sample = (scored.truth, scored.referent.image_id, scored.referent.ann_id)
-            final.update(scored.prediction.mask, *sample)
-            coarse.update(scored.prediction.coarse_mask, *sample)
-            generalised.update(scored.prediction.mask, scored.truth)
-            if scored.expression.kind is not None:
-                by_kind[scored.expression.kind].update(scored.prediction.mask, *sample)
-            if file is not None:
-                file.write(json.dumps(scored.record()) + "\n")
-            if progress is not None:
-                progress(len(final), total)
-    result = Evaluation(
-        final.compute(),
-        coarse.compute(),
-        {kind: metrics.compute() for kind, metrics in sorted(by_kind.items())},
-        generalised.compute() if dataset.is_generalised(split) else {},
-    )
-    if folder is not None and partial is not None:
-        partial.replace(folder / "predictions.jsonl")
-        (folder / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    own = _Scores()
+    for scored in score(predictor, dataset, split, prompts, images_per_pass, team.rank, team.size):
+        own.add(scored, keep_record=folder is not None)
+        if progress is not None:
+            progress(len(own.final), total)
+    shares = team.gather(own)
+    for other in shares[1:]:
+        shares[0].merge(other)
+    result = shares[0].evaluation(dataset.is_generalised(split))
+    if folder is not None and team.rank == 0:
+        records = [record for share in shares for record in share.records]
+        _write(result, sorted(records, key=lambda record: record[0]), folder)
     return result
+
+
+@dataclass
+class _Scores:
+    """What one process has scored."""
+
+    final: RISMetrics = field(default_factory=RISMetrics)
+    coarse: RISMetrics = field(default_factory=RISMetrics)
+    generalised: GRESMetrics = field(default_factory=GRESMetrics)
+    by_kind: dict[str, RISMetrics] = field(default_factory=lambda: defaultdict(RISMetrics))
+    records: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, scored: Scored, keep_record: bool) -> None:
+        sample = (scored.truth, scored.referent.image_id, scored.referent.ann_id)
+        self.final.update(scored.prediction.mask, *sample)
+        self.coarse.update(scored.prediction.coarse_mask, *sample)
+        self.generalised.update(scored.prediction.mask, scored.truth)
+        if scored.expression.kind is not None:
+            self.by_kind[scored.expression.kind].update(scored.prediction.mask, *sample)
+        if keep_record:
+            self.records.append((scored.place, json.dumps(scored.record())))
+
+    def merge(self, other: _Scores) -> None:
+        self.final.merge(other.final)
+        self.coarse.merge(other.coarse)
+        self.generalised.merge(other.generalised)
+        for kind, metrics in other.by_kind.items():
+            self.by_kind[kind].merge(metrics)
+
+    def evaluation(self, generalised: bool) -> Evaluation:
+        return Evaluation(
+            self.final.compute(),
+            self.coarse.compute(),
+            {kind: metrics.compute() for kind, metrics in sorted(self.by_kind.items())},
+            self.generalised.compute() if generalised else {},
+        )
+
+
+def _write(result: Evaluation, records: list[tuple[int, str]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "predictions.jsonl.partial"
+    partial.write_text("".join(f"{line}\n" for _, line in records))
+    partial.replace(folder / "predictions.jsonl")
+    (folder / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
 
 
 def score(
@@ -146,6 +180,7 @@ def score(
     """
     by_image = dataset.by_image(split)
     image_ids = share_of_rank(list(by_image), rank, world_size)
+    places = {image_id: place for place, image_id in enumerate(by_image)}
     for start in range(0, len(image_ids), images_per_pass):
         ids = image_ids[start : start + images_per_pass]
         images = [load_record(dataset.images[i]) for i in ids]
@@ -164,4 +199,4 @@ def score(
             prompts,
         )
         for (_, referent, expression), prediction in zip(pairs, predictions, strict=True):
-            yield Scored(referent, expression, prediction, dataset.mask(referent))
+            yield Scored(referent, expression, prediction, dataset.mask(referent), places[referent.image_id])

@@ -203,6 +203,12 @@ def train_command(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the recipe with its changes and stop.")
     ] = False,
+    only_look: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show parameters, steps, memory and expected time, and train nothing."
+        ),
+    ] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and stop.")] = False,
 ) -> int:
     """Train a model as a recipe says, and evaluate it.
@@ -222,25 +228,48 @@ def train_command(
     if print_config:
         print(dump_recipe(resolved), end="")
         return 0
+    if only_look:
+        from promptris.interfaces.dry_run import show_dry_run
+
+        show_dry_run(resolved, recipe, device, out)
+        return 0
     if out is None:
         raise InputError("--out is missing: name the folder of the run")
     if device not in TRAIN_DEVICES:
         raise InputError(f"cannot train on device {device!r}: choose from {', '.join(TRAIN_DEVICES)}")
 
     from promptris.predictor import pick_device
+    from promptris.team import launched_rank
     from promptris.training.run import SKIPPED_FILE, run_recipe
+    from promptris.training.stopping import Interrupted
 
     pick_device(device)
-    evaluation = run_recipe(resolved, out, resume=resume, device=device, notify=say)
+    try:
+        if launched_rank() > 0:  # one of several processes; the first one speaks
+            run_recipe(resolved, out, resume=resume, device=device)
+            return 0
+        evaluation = run_recipe(resolved, out, resume=resume, device=device, notify=say)
+    except Interrupted as stop:
+        if launched_rank() == 0:
+            say(str(stop))
+        return stop.exit_code
+    finally:
+        _say_skipped(out / SKIPPED_FILE)
     where = f"{resolved.data.val_name or resolved.data.name} {resolved.data.val_split}"
     print_table(metrics_table(evaluation), f"{recipe} on {where}, in percent")
-    if (skipped := out / SKIPPED_FILE).is_file():
-        lines = skipped.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            say(line)
-        say(f"{len(lines)} items were left out of training, each named above and in {skipped}")
     say(f"the model is in {out / 'model'}")
     return 0
+
+
+def _say_skipped(path: Path) -> None:
+    """Every item that training has left out, if any."""
+    from promptris.team import launched_rank
+
+    if launched_rank() == 0 and path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            say(line)
+        say(f"{len(lines)} items were left out of training, each named above and in {path}")
 
 
 def _list_recipes() -> None:
@@ -292,7 +321,7 @@ def evaluate_command(
     from promptris.data.open_vocabulary import select
     from promptris.outputs import make_folder
 
-    data = select(read_dataset(dataset, data_root, split_by, notify=say), categories)
+    data = select(read_dataset(dataset, data_root, split_by, splits=[split], notify=say), categories)
     data.referents(split)
     make_folder(out)
 

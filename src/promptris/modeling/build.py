@@ -90,15 +90,18 @@ def build_from_sources(
     return model
 
 
-def build_random(preset: str, seed: int = 0) -> PromptRIS:
-    """A model of a preset's sizes with random weights everywhere: for speed, memory and trying things out."""
+def build_random(preset: str, seed: int = 0, config: PromptRISConfig | None = None) -> PromptRIS:
+    """A model of a preset's sizes with random weights everywhere: for speed, memory and trying things out.
+
+    `config` None takes the preset's own learned parts.
+    """
     sizes = get_preset(preset)
     torch.manual_seed(seed)
     clip_config = sizes.clip_config()
     text = clip_config.text_config
     tokenizer = byte_tokenizer(text.vocab_size, text.max_position_embeddings)
     clip, sam = CLIPModel(clip_config), SamModel(sizes.sam_config())
-    return build_model(clip, sam, sizes.config, tokenizer)
+    return build_model(clip, sam, config or sizes.config, tokenizer)
 
 
 def build_from_configs(

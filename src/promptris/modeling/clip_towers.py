@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from promptris.errors import WeightsError
+from promptris.modeling.recomputation import maybe_recomputed
 
 
 class ClipTowers(nn.Module):
@@ -20,6 +21,9 @@ class ClipTowers(nn.Module):
     Args:
         clip: transformers' model; used as it is, not copied.
 
+    Attributes:
+        recompute: keep only what goes into each layer for the backward pass, and compute its inside again there.
+
     Raises:
         WeightsError: when neither tower's depth divides the other's.
     """
@@ -27,6 +31,7 @@ class ClipTowers(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
+        self.recompute = False
         image_depth = len(clip.vision_model.encoder.layers)
         text_depth = len(clip.text_model.encoder.layers)
         self.depth = min(image_depth, text_depth)
@@ -71,21 +76,28 @@ class ClipTowers(nn.Module):
         self, step: int, tokens: Float[Tensor, "B tokens D_IC"], prompts: Float[Tensor, "B n D_IC"]
     ) -> Float[Tensor, "B tokens D_IC"]:
         """One lock step of the image tower (Eq. 6); the prompts' own outputs are dropped."""
-        state = torch.cat([prompts, tokens], dim=1)
         per_step = self.image_layers_per_step
-        for layer in self.clip.vision_model.encoder.layers[step * per_step : (step + 1) * per_step]:
-            state = layer(state, None)
-        return state[:, prompts.shape[1] :]
+        layers = self.clip.vision_model.encoder.layers[step * per_step : (step + 1) * per_step]
+        return self._advance(layers, prompts, tokens, None)
 
     def text_step(
         self, step: int, tokens: Float[Tensor, "B T D_T"], prompts: Float[Tensor, "B n D_T"]
     ) -> Float[Tensor, "B T D_T"]:
         """One lock step of the text tower (Eq. 5) under a causal mask in which every word sees every prompt."""
-        state = torch.cat([prompts, tokens], dim=1)
-        mask = causal_mask(state.shape[1], state)
         per_step = self.text_layers_per_step
-        for layer in self.clip.text_model.encoder.layers[step * per_step : (step + 1) * per_step]:
-            state = layer(state, mask)
+        layers = self.clip.text_model.encoder.layers[step * per_step : (step + 1) * per_step]
+        return self._advance(layers, prompts, tokens, causal_mask(prompts.shape[1] + tokens.shape[1], tokens))
+
+    def _advance(self, layers: nn.ModuleList, prompts: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """The tokens after some layers in front of which the prompts were put."""
+
+        def first_layer(prompts: Tensor, tokens: Tensor) -> Tensor:
+            # Joined inside the layer, so that what is kept of a step is its tokens alone.
+            return layers[0](torch.cat([prompts, tokens], dim=1), mask)
+
+        state = maybe_recomputed(self.recompute, first_layer, prompts, tokens)
+        for layer in layers[1:]:
+            state = maybe_recomputed(self.recompute, layer, state, mask)
         return state[:, prompts.shape[1] :]
 
     def finish_image(self, tokens: Float[Tensor, "B tokens D_IC"]) -> Float[Tensor, "B tokens D_IC"]:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from promptris.modeling.attention import CrossAttention
+from promptris.modeling.recomputation import maybe_recomputed
 
 
 class PromptGenerator(nn.Module):
@@ -58,12 +59,16 @@ class CrossModalPrompting(nn.Module):
         v2l_prompts: vision-to-language prompts per step; 0 switches the direction off.
         l2v_prompts: language-to-vision prompts per step; 0 switches the direction off.
         heads: attention heads.
+
+    Attributes:
+        recompute: keep only the states that are read for the backward pass, not what is made of them.
     """
 
     def __init__(
         self, depth: int, image_dim: int, text_dim: int, v2l_prompts: int, l2v_prompts: int, heads: int
     ) -> None:
         super().__init__()
+        self.recompute = False
 
         def generator(num_prompts: int, context_dim: int, out_dim: int) -> nn.Module:
             if num_prompts == 0:
@@ -75,10 +80,10 @@ class CrossModalPrompting(nn.Module):
 
     def text_prompts(self, step: int, patch_tokens: Float[Tensor, "B N_C D_IC"]) -> Float[Tensor, "B n D_T"]:
         """T_V2L of a step from the image's patch tokens, [CLS] left out (Eq. 5)."""
-        return self.v2l[step](patch_tokens)
+        return maybe_recomputed(self.recompute, self.v2l[step], patch_tokens)
 
     def image_prompts(
         self, step: int, words: Float[Tensor, "B T D_T"], word_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B n D_IC"]:
         """T_L2V of a step from the words, padding masked out (Eq. 6)."""
-        return self.l2v[step](words, word_mask)
+        return maybe_recomputed(self.recompute, self.l2v[step], words, word_mask)

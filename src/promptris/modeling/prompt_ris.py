@@ -71,6 +71,13 @@ class PromptRIS(nn.Module):
             tower.eval()
         return self
 
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Compute what is inside a layer a second time in the backward pass instead of keeping it until then.
+
+        Results and gradients stay the same; a training step takes less memory and more time.
+        """
+        self.clip.recompute = self.prompting.recompute = self.sam.recompute = on
+
     def processor(self) -> Processor:
         """Prepares images and expressions for this model."""
         longest = self.clip.context_length
@@ -99,17 +106,17 @@ class PromptRIS(nn.Module):
         """Everything that is computed once per image, however many expressions there are."""
         with torch.no_grad():
             ready = normalised(images, next(self.parameters()).dtype)
-            return ImageFeatures(
-                clip_tokens=self.clip.embed_image(ready.clip_pixels),
-                sam_embeddings=None if ready.sam_pixels is None else self.sam.encode_image(ready.sam_pixels),
-            )
+            embeddings = ready.sam_embeddings
+            if embeddings is None and ready.sam_pixels is not None:
+                embeddings = self.sam.encode_image(ready.sam_pixels)
+            return ImageFeatures(self.clip.embed_image(ready.clip_pixels), embeddings)
 
     def forward(
         self,
         features: ImageFeatures,
         expressions: ExpressionBatch,
         prompts: tuple[PromptName, ...] | Bool[Tensor, "B 3"] | None = None,
-        sample_point: bool = False,
+        sample_point: bool | Float[Tensor, "B P"] = False,
         clicks: Clicks | None = None,
     ) -> PromptRISOutput:
         """Predict masks for B expressions (Eq. 1 to 6).
@@ -120,7 +127,7 @@ class PromptRIS(nn.Module):
             prompts: SAM prompts to use: names, or a [B, 3] mask (mask, point, text) that lets every sample
                 have its own, as prompt dropout does; None means those enabled in the configuration.
             sample_point: draw the point by straight-through Gumbel-Softmax (training) instead of taking the
-                highest response.
+                highest response; a tensor over all 4H_S·4W_S positions is the Gumbel noise to use.
             clicks: a person's corrections.
         """
         patch_tokens, words = self.encode_expressions(features.clip_tokens, expressions)

@@ -6,12 +6,16 @@ click at pixel (x, y) of SAM's own prompt encoder is ((x + 0.5) / size, (y + 0.5
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamAttention, SamTwoWayAttentionBlock
+from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
+
+from promptris.modeling.recomputation import maybe_recomputed
 
 BACKGROUND, FOREGROUND = 0, 1
 """Labels of a click, as SAM numbers them."""
@@ -27,11 +31,16 @@ class SamAdapter(nn.Module):
 
     Args:
         sam: transformers' model; used as it is, not copied.
+
+    Attributes:
+        recompute: keep only what goes into each layer of the mask decoder for the backward pass, and compute its
+            inside again there.
     """
 
     def __init__(self, sam: SamModel) -> None:
         super().__init__()
         self.sam = sam
+        self.recompute = False
         self._grid_cache: tuple[tuple[object, ...], Tensor] | None = None
 
     @property
@@ -55,8 +64,9 @@ class SamAdapter(nn.Module):
         return 4 * self.grid_size
 
     def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
-        """Image features F_IS; they do not depend on any prompt."""
-        return self.sam.vision_encoder(pixels).last_hidden_state
+        """Image features F_IS; they do not depend on any prompt, nor on the other images."""
+        # One after the other: global attention takes more than a gigabyte per image, and a CPU is faster so.
+        return torch.cat([self.sam.vision_encoder(image).last_hidden_state for image in pixels.split(1)])
 
     def image_code(self) -> Float[Tensor, "1 D_S H_S W_S"]:
         """Position embedding of the image features' grid."""
@@ -130,7 +140,7 @@ class SamAdapter(nn.Module):
             mask logits [B, 4H_S, 4W_S] and predicted IoU [B].
         """
         decoder = self.sam.mask_decoder
-        batch, _, height, width = image_embeddings.shape
+        batch, _, *grid = image_embeddings.shape
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(batch, -1, -1), sparse_prompt], dim=1)
         present = F.pad(sparse_mask, (len(output_tokens), 0), value=True)
@@ -139,16 +149,11 @@ class SamAdapter(nn.Module):
         code = self.image_code().flatten(2).transpose(1, 2).expand(batch, -1, -1)
         queries = tokens
         for block in decoder.transformer.layers:
-            queries, image = _two_way_block(block, queries, image, tokens, code, present)
-        final = decoder.transformer.final_attn_token_to_image
-        queries = queries + _attend(final, queries + tokens, image + code, image)
-        queries = decoder.transformer.layer_norm_final_attn(queries)
-
-        features = image.transpose(1, 2).unflatten(2, (height, width))
-        features = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(features)))
-        features = decoder.activation(decoder.upscale_conv2(features))
-        weights = decoder.output_hypernetworks_mlps[0](queries[:, 1])
-        mask_logits = torch.einsum("bc,bchw->bhw", weights, features)
+            queries, image = maybe_recomputed(
+                self.recompute, _two_way_block, block, queries, image, tokens, code, present
+            )
+        queries = maybe_recomputed(self.recompute, _final_attention, decoder, queries, image, tokens, code)
+        mask_logits = maybe_recomputed(self.recompute, _first_mask, decoder, queries[:, 1], image, grid)
         predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 0]
         return mask_logits, predicted_iou
 
@@ -194,3 +199,20 @@ def _two_way_block(
 
     attended = _attend(block.cross_attn_image_to_token, image + code, queries + tokens, queries, present)
     return queries, block.layer_norm4(image + attended)
+
+
+def _final_attention(
+    decoder: SamMaskDecoder, queries: Tensor, image: Tensor, tokens: Tensor, code: Tensor
+) -> Tensor:
+    """The tokens read the image once more."""
+    final = decoder.transformer.final_attn_token_to_image
+    queries = queries + _attend(final, queries + tokens, image + code, image)
+    return decoder.transformer.layer_norm_final_attn(queries)
+
+
+def _first_mask(decoder: SamMaskDecoder, token: Tensor, image: Tensor, grid: Sequence[int]) -> Tensor:
+    """Mask logits [B, 4H_S, 4W_S] of the first mask token on the image features, upsampled four times."""
+    features = image.transpose(1, 2).unflatten(2, grid)
+    features = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(features)))
+    features = decoder.activation(decoder.upscale_conv2(features))
+    return torch.einsum("bc,bchw->bhw", decoder.output_hypernetworks_mlps[0](token), features)

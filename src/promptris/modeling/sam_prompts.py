@@ -85,7 +85,7 @@ class TextPrompter(nn.Module):
 def point_position(
     sam: SamAdapter,
     logits: Float[Tensor, "B H W"],
-    sample: bool,
+    sample: bool | Float[Tensor, "B P"],
     temperature: float,
 ) -> tuple[Float[Tensor, "B D_S"], Int[Tensor, " B"]]:
     """e_p of Eq. 3 and the index of the chosen position.
@@ -93,12 +93,13 @@ def point_position(
     Args:
         sam: gives the position embeddings E.
         logits: S_C, [B, 4H_S, 4W_S].
-        sample: Gumbel-Softmax with a straight-through gradient (training) instead of the highest position.
+        sample: Gumbel-Softmax with a straight-through gradient (training) instead of the highest position; a
+            tensor is the Gumbel noise to use.
         temperature: of the Gumbel-Softmax.
     """
     flat = logits.flatten(1)
-    if sample:
-        one_hot = gumbel_one_hot(flat, temperature)
+    if sample is not False:
+        one_hot = gumbel_one_hot(flat, temperature, noise=None if sample is True else sample)
         return one_hot @ sam.position_grid().to(one_hot.dtype), one_hot.argmax(dim=1)
     index = highest_position(flat)
     return sam.embed_position(sam.cell_centres(index)).to(flat.dtype), index

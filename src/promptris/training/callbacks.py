@@ -1,16 +1,20 @@
-"""What happens around training steps: the metrics file and the lines a person reads."""
+"""What happens around training steps: randomness, figures, the metrics file, the list of what was skipped."""
 
 from __future__ import annotations
 
 import csv
+import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
+from promptris.team import Team
 from promptris.training.steps import seed_step
 
 
@@ -24,86 +28,131 @@ class SeedSteps(L.Callback):
         seed_step(self.seed, trainer.global_step, trainer.global_rank)
 
 
-class MetricsFile(L.Callback):
-    """Appends one row per step to `metrics.csv`; a resumed run drops the rows it is about to repeat.
+@dataclass(frozen=True)
+class StepRecord:
+    """The figures of one step of the optimiser, over all processes.
 
-    Args:
-        path: the file.
-        terms: names of the loss terms; columns are step, stage, loss, lr, the terms and seconds per step.
+    Attributes:
+        step: its number, from 1.
+        total: steps of the run.
+        stage: index of its stage.
+        losses: means of the loss and its terms.
+        lr: learning rate.
+        seconds: time since the step before.
+        images: images of this step.
+        peak_memory: most bytes in use so far, of the GPU where there is one.
     """
 
-    def __init__(self, path: Path, terms: tuple[str, ...]) -> None:
-        self.path = path
-        self.columns = ("step", "stage", "loss", "lr", *terms, "seconds")
+    step: int
+    total: int
+    stage: int
+    losses: dict[str, float]
+    lr: float
+    seconds: float
+    images: int
+    peak_memory: int
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of this step by its time."""
+        return self.images / max(self.seconds, 1e-9)
+
+
+Sink = Callable[[StepRecord], None]
+
+
+class StepFigures(L.Callback):
+    """Collects the figures of each step and hands them to whoever shows or stores them.
+
+    Args:
+        total: steps of the run.
+        sinks: called on the first process, once per step of the optimiser.
+    """
+
+    def __init__(self, total: int, sinks: Sequence[Sink]) -> None:
+        self.total, self.sinks = total, sinks
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        kept: list[dict[str, str]] = []
-        if self.path.exists() and trainer.global_step > 0:
-            with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
+        self._done, self._since = trainer.global_step, time.perf_counter()
+        self._losses: dict[str, list[torch.Tensor]] = {}
+        self._images = 0
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        # Step counter, stage and rate move on before the batch's end is announced.
-        self._started = time.perf_counter()
+        # Stage and rate move on before the batch's end is announced.
         self._stage = getattr(module, "stage_number", 0)
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero:
-            return
-        row: dict[str, Any] = {name: f"{value.item():.6g}" for name, value in outputs.items()}
+        for name, value in (outputs or {}).items():
+            # Lightning has divided the loss, and only the loss, by the number of backward passes.
+            factor = trainer.accumulate_grad_batches if name == "loss" else 1
+            self._losses.setdefault(name, []).append(value.detach() * factor)
+        self._images += len(getattr(batch, "image_ids", ()))
+        if trainer.global_step == self._done:
+            return  # gradients are still being accumulated
+        means = {name: torch.stack(values).float().mean() for name, values in self._losses.items()}
+        if trainer.world_size > 1:
+            means = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in means.items()}
+        now = time.perf_counter()
+        record = StepRecord(
+            step=trainer.global_step,
+            total=self.total,
+            stage=self._stage,
+            losses={name: value.item() for name, value in means.items()},
+            lr=self._lr,
+            seconds=now - self._since,
+            images=self._images * trainer.world_size,
+            peak_memory=peak_memory(),
+        )
+        self._done, self._since, self._losses, self._images = trainer.global_step, now, {}, 0
+        if trainer.is_global_zero:
+            for sink in self.sinks:
+                sink(record)
+
+
+def peak_memory() -> int:
+    """The most bytes that were in use at once: of the current GPU, or of this process where there is none."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+class MetricsFile:
+    """A sink that appends one row per step to `metrics.csv`; a resumed run drops the rows it will repeat.
+
+    Args:
+        path: the file.
+        terms: names of the loss terms.
+        resumed_at: steps that are done already.
+    """
+
+    def __init__(self, path: Path, terms: tuple[str, ...], resumed_at: int = 0) -> None:
+        self.path = path
+        self.columns = ("step", "stage", "loss", "lr", *terms, "seconds", "images_per_second", "memory_mb")
+        kept: list[dict[str, str]] = []
+        if path.exists() and resumed_at > 0:
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def __call__(self, record: StepRecord) -> None:
+        row: dict[str, Any] = {name: f"{value:.6g}" for name, value in record.losses.items()}
         row |= {
-            "step": trainer.global_step,
-            "stage": self._stage,
-            "lr": f"{self._lr:.6g}",
-            "seconds": f"{time.perf_counter() - self._started:.4f}",
+            "step": record.step,
+            "stage": record.stage,
+            "lr": f"{record.lr:.6g}",
+            "seconds": f"{record.seconds:.4f}",
+            "images_per_second": f"{record.images_per_second:.3g}",
+            "memory_mb": round(record.peak_memory / 2**20),
         }
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
-
-
-class ProgressLines(L.Callback):
-    """One line every few seconds: step, losses, learning rate, time left.
-
-    Args:
-        name: what is being trained.
-        total: number of steps.
-        every: seconds between lines.
-    """
-
-    def __init__(self, name: str, total: int, every: float = 10.0) -> None:
-        self.name, self.total, self.every = name, total, every
-
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._start_step = trainer.global_step
-        self._start = self._last = time.perf_counter()
-        self._recent: dict[str, list[float]] = {}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        for name, value in outputs.items():
-            self._recent.setdefault(name, []).append(value.item())
-        now, step = time.perf_counter(), trainer.global_step
-        if now - self._last < self.every and step < self.total:
-            return
-        means = "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in self._recent.items())
-        left = (now - self._start) / max(step - self._start_step, 1) * (self.total - step)
-        if trainer.is_global_zero:
-            print(
-                f"{self.name} {step}/{self.total}  {means}  {left / 60:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
-        self._last, self._recent = now, {}
 
 
 class SkippedItems(L.Callback):
@@ -118,18 +167,19 @@ class SkippedItems(L.Callback):
         self.path, self.known = path, known
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._team = Team(trainer.global_rank, trainer.world_size)
         self._listed: set[str] = set()
         if self.path.exists():
             self._listed.update(self.path.read_text(encoding="utf-8").splitlines())
         self._list(self.known)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self._list(batch.skipped)
+        self._list([sentence for part in self._team.gather(batch.skipped) for sentence in part])
 
     def _list(self, sentences: Sequence[str]) -> None:
         lines = [" ".join(sentence.split()) for sentence in sentences]
         new = [line for line in dict.fromkeys(lines) if line not in self._listed]
         self._listed.update(new)
-        if new:
+        if new and self._team.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in new)

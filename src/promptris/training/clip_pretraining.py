@@ -26,10 +26,10 @@ from promptris.modeling.presets import get_preset
 from promptris.modeling.tokenizer import build_word_tokenizer
 from promptris.ops.resizing import pool_masks
 from promptris.processing import Processor, normalised
+from promptris.training.config import PretrainingConfig
 from promptris.training.pretraining import (
     HELD_OUT_SEED,
     PRETRAINING_SEED,
-    PretrainingConfig,
     SceneBatches,
     TowerPretraining,
 )

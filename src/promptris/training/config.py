@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from promptris.config import PromptRISConfig
-from promptris.training.pretraining import PretrainingConfig
+
+
+@dataclass
+class PretrainingConfig:
+    """Optimisation of one tower.
+
+    Attributes:
+        steps: optimiser steps.
+        scenes: scenes per step.
+        lr: highest learning rate.
+        final_lr: learning rate at the end of the cosine.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW.
+        gate_scenes: held-out scenes on which the result is measured.
+    """
+
+    steps: int = 1500
+    scenes: int = 24
+    lr: float = 1.5e-3
+    final_lr: float = 2e-5
+    warmup: int = 100
+    weight_decay: float = 0.02
+    gate_scenes: int = 200
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine from `lr` to `final_lr`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 @dataclass
@@ -29,8 +59,9 @@ class TrainConfig:
     """Optimisation (SPEC: the paper's schedule is the default).
 
     Attributes:
-        images_per_step: I, per process.
+        images_per_step: I, per process and backward pass.
         expressions_per_image: b.
+        accumulate: backward passes per step of the optimiser.
         stages: one after the other.
         lr: learning rate at the start.
         warmup: steps over which the learning rate rises from 0 at the start of the run.
@@ -41,12 +72,13 @@ class TrainConfig:
         prompt_dropout: chance of each SAM prompt to be left out, per sample; at least one stays.
         icl_weight: weight of instance contrastive learning.
         icl_ramp: share of the run over which that weight grows from 0.
-        workers: processes that prepare batches.
-        checkpoint_seconds: time between checkpoints.
+        validate_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
+        bad_steps: steps with a loss that is no number that are left out before the run stops.
     """
 
     images_per_step: int = 16
     expressions_per_image: int = 4
+    accumulate: int = 1
     stages: tuple[Stage, ...] = (Stage(20, sam=False), Stage(30, sam=True))
     lr: float = 1e-4
     warmup: int = 0
@@ -57,8 +89,40 @@ class TrainConfig:
     prompt_dropout: float = 0.2
     icl_weight: float = 1.0
     icl_ramp: float = 0.0
+    validate_every: float = 0.0
+    bad_steps: int = 3
+
+
+@dataclass
+class EngineConfig:
+    """What a run is computed on and how; a resumed run may change it.
+
+    Attributes:
+        devices: processes per machine, each with a GPU of its own or a share of the CPU; -1 takes all GPUs.
+        nodes: machines.
+        strategy: auto, ddp or fsdp.
+        precision: 32, bf16 or fp16 (mixed: weights stay float32).
+        checkpoint_activations: compute the frozen towers twice instead of keeping what is inside them.
+        compile: let torch compile the model.
+        workers: processes per device that prepare batches.
+        embedding_cache: folder for SAM's image embeddings, which are then computed once; None computes them in
+            every step.
+        checkpoint_seconds: time between checkpoints.
+        keep_last: how many checkpoints are kept beside the best one.
+        log: where curves and pictures go: tensorboard, wandb, mlflow, trackio; metrics.csv is always written.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32"
+    checkpoint_activations: bool = False
+    compile: bool = False
     workers: int = 0
+    embedding_cache: str | None = None
     checkpoint_seconds: float = 120.0
+    keep_last: int = 2
+    log: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclass
@@ -140,6 +204,7 @@ class Recipe:
         towers: the frozen towers.
         model: the learned parts.
         train: optimisation.
+        engine: what it is computed on.
         save_full: write the frozen towers into the model folder too.
     """
 
@@ -148,4 +213,5 @@ class Recipe:
     towers: TowersConfig = field(default_factory=TowersConfig)
     model: PromptRISConfig = field(default_factory=PromptRISConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     save_full: bool = False

@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from promptris.losses import PromptRISCriterion
 from promptris.modeling.prompt_ris import PromptRIS
+from promptris.ops.points import gumbel_noise
 from promptris.structures import TrainingBatch
 from promptris.training.config import TrainConfig
 from promptris.training.optimizer import decay_matrices
@@ -41,11 +42,23 @@ class PromptRISTraining(L.LightningModule):
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one step, by name."""
         features = self.model.encode_image(batch.images)
-        keep = None
-        if features.sam_embeddings is not None:
-            keep = kept_prompts(len(batch.expressions.input_ids), self.config.prompt_dropout, self.device)
-        output = self.model(features, batch.expressions, prompts=keep, sample_point=True)
+        if features.sam_embeddings is None:
+            output = self.model(features, batch.expressions)
+        else:
+            keep, noise = self.draw(batch)
+            output = self.model(features, batch.expressions, prompts=keep, sample_point=noise)
         return self.criterion(output, batch.truth, icl_scale=self.icl_scale())
+
+    def draw(self, batch: TrainingBatch) -> tuple[Bool[Tensor, "B 3"], Float[Tensor, "B P"]]:
+        """Which prompts each sample keeps, and the Gumbel noise of its point; drawn image by image."""
+        per_image = len(batch.expressions.input_ids) // len(batch.seeds)
+        positions = self.model.sam.mask_size**2
+        kept, noise = [], []
+        for seed in batch.seeds:
+            chance = torch.Generator(self.device).manual_seed(seed)
+            kept.append(kept_prompts(per_image, self.config.prompt_dropout, self.device, chance))
+            noise.append(gumbel_noise(per_image, positions, self.device, chance))
+        return torch.cat(kept), torch.cat(noise)
 
     def icl_scale(self) -> float:
         """How far instance contrastive learning has been ramped in, 0 to 1."""
@@ -59,10 +72,6 @@ class PromptRISTraining(L.LightningModule):
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Our batches know how to move."""
-        return batch.to(device, non_blocking=True)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable parameters only; the towers are named by the recipe."""
         wanted = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -73,8 +82,11 @@ class PromptRISTraining(L.LightningModule):
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
 
-def kept_prompts(samples: int, dropout: float, device: torch.device) -> Bool[Tensor, "B 3"]:
+def kept_prompts(
+    samples: int, dropout: float, device: torch.device, generator: torch.Generator | None = None
+) -> Bool[Tensor, "B 3"]:
     """[B, 3] which of mask, point and text prompt each sample keeps; never none of them."""
-    keep = torch.rand(samples, 3, device=device) >= dropout
-    spare = torch.nn.functional.one_hot(torch.randint(3, (samples,), device=device), 3).bool()
+    keep = torch.rand(samples, 3, device=device, generator=generator) >= dropout
+    last = torch.randint(3, (samples,), device=device, generator=generator)
+    spare = torch.nn.functional.one_hot(last, 3).bool()
     return torch.where(keep.any(dim=1, keepdim=True), keep, spare)

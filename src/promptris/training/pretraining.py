@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptris.training.checkpoints import StepCheckpoint
+from promptris.training.config import PretrainingConfig
 from promptris.training.optimizer import decay_matrices
 from promptris.training.trainer import METRICS_FILE, fit_steps
 
@@ -25,36 +25,6 @@ PRETRAINING_SEED = 1_000_003
 """World seed of pretraining scenes, far from the seeds people give to data sets."""
 HELD_OUT_SEED = 2_000_003
 """World seed of the scenes on which the gates are measured."""
-
-
-@dataclass
-class PretrainingConfig:
-    """Optimisation of one tower.
-
-    Attributes:
-        steps: optimiser steps.
-        scenes: scenes per step.
-        lr: highest learning rate.
-        final_lr: learning rate at the end of the cosine.
-        warmup: steps of linear warm-up.
-        weight_decay: of AdamW.
-        gate_scenes: held-out scenes on which the result is measured.
-    """
-
-    steps: int = 1500
-    scenes: int = 24
-    lr: float = 1.5e-3
-    final_lr: float = 2e-5
-    warmup: int = 100
-    weight_decay: float = 0.02
-    gate_scenes: int = 200
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine from `lr` to `final_lr`."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class TowerPretraining(L.LightningModule, ABC):
@@ -123,7 +93,17 @@ def pretrain(
     checkpoint = StepCheckpoint(work / "last.ckpt", every_seconds=60.0)
     started = time.perf_counter()
     module.train()
-    fit_steps(module, batches, config.steps, work, name, seed, checkpoint, resume, gradient_clip=1.0)
+    fit_steps(
+        module,
+        lambda rank, world_size: batches,
+        config.steps,
+        work,
+        name,
+        seed,
+        checkpoint,
+        resume,
+        gradient_clip=1.0,
+    )
     seconds = time.perf_counter() - started
     module.eval()
     with torch.inference_mode():

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import lightning as L
+
 from promptris.data.batches import ReferBatches
-from promptris.data.catalog import read_dataset
-from promptris.data.combined import COMBINED
 from promptris.data.dataset import ReferDataset
 from promptris.data.index import Notify, silent
-from promptris.data.open_vocabulary import select as select_categories
 from promptris.errors import InputError
 from promptris.evaluation.protocol import Evaluation, evaluate
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.predictor import Predictor
+from promptris.team import connected, launched_rank
+from promptris.training.boards import Boards, open_boards
 from promptris.training.callbacks import SkippedItems
 from promptris.training.checkpoints import StepCheckpoint
-from promptris.training.config import DataConfig, GeneratedData, Recipe
+from promptris.training.config import Recipe
+from promptris.training.data import prepare_data
+from promptris.training.embedding_cache import BuildEmbeddings
+from promptris.training.guard import BadLossGuard
 from promptris.training.module import PromptRISTraining
-from promptris.training.recipes import dump_recipe
-from promptris.training.schedule import Schedule
+from promptris.training.recipes import dump_recipe, load_recipe, plain
+from promptris.training.schedule import make_schedule
 from promptris.training.towers import prepare_towers
-from promptris.training.trainer import fit_steps
+from promptris.training.trainer import AUTOCAST, check_engine, fit_steps, world_size
+from promptris.training.validation import Pictures, Validation
 
 RECIPE_FILE, RESULT_FILE, SKIPPED_FILE = "recipe.yaml", "result.json", "skipped.txt"
+VALIDATION_FILE = "validation.csv"
+READY_FILE = ".prepared"
+"""Made by the first process when data and towers are there."""
 
 
 def run_recipe(
@@ -36,6 +47,9 @@ def run_recipe(
 
     `out` gets recipe.yaml, metrics.csv, last.ckpt, model/ (as `save_pretrained`), result.json, and what had to
     be made first: data/ and towers/.
+
+    Of several processes the first one makes and writes everything; the others wait for it, and all of them train
+    and evaluate.
 
     Args:
         recipe: what to do.
@@ -48,104 +62,142 @@ def run_recipe(
         InputError: when `out` holds another run, or data or weights cannot be read.
     """
     started = time.perf_counter()
-    _claim(recipe, out, resume)
+    check_engine(recipe.engine, device)
+    first = launched_rank() == 0
+    if first:
+        _claim(recipe, out, resume)
+    else:
+        wait_for(out / READY_FILE)
     training, validation = prepare_data(recipe.data, out / "data", notify)
     clip, sam = prepare_towers(recipe.towers, out / "towers", recipe.seed, resume)
+    if first:
+        (out / READY_FILE).touch()
     model = build_from_sources(clip, sam, recipe.model, recipe.seed)
-    tune(recipe, model, training, out, resume, device)
-    model.save_pretrained(out / "model", full=recipe.save_full)
-    result = evaluate(Predictor(model.eval()), validation, recipe.data.val_split, folder=out / "evaluation")
-    report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
-    (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    tune(recipe, model, training, validation, out, resume, device, notify)
+    team = connected()
+    if team.rank == 0:
+        model.save_pretrained(out / "model", full=recipe.save_full)
+    result = evaluate(
+        Predictor(model), validation, recipe.data.val_split, folder=out / "evaluation", team=team
+    )
+    if team.rank == 0:
+        report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
+        (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return result
 
 
 def tune(
-    recipe: Recipe, model: PromptRIS, dataset: ReferDataset, out: Path, resume: bool, device: str
+    recipe: Recipe,
+    model: PromptRIS,
+    training: ReferDataset,
+    validation: ReferDataset,
+    out: Path,
+    resume: bool,
+    device: str,
+    notify: Notify = silent,
 ) -> None:
-    """Train the learned parts of a model, stage by stage."""
-    config = recipe.train
-    batches = ReferBatches(
-        dataset,
-        recipe.data.train_split,
-        model.processor(),
-        model.sam.mask_size,
-        config.images_per_step,
-        config.expressions_per_image,
-        config.word_deletion,
-        recipe.seed,
-        # Looked up when a batch is made; the schedule needs the number of images first.
-        needs_sam=lambda step: schedule.needs_sam(step),
-        skip_broken=recipe.data.skip_broken,
-    )
-    schedule = Schedule.from_epochs(
-        config.stages, batches.schedule.steps_per_epoch, config.lr, config.decay_power, config.warmup
-    )
-    checkpoint = StepCheckpoint(out / "last.ckpt", config.checkpoint_seconds)
+    """Train the learned parts of a model, stage by stage; afterwards it is on the device it was trained on."""
+    config, engine = recipe.train, recipe.engine
+    image_ids = list(training.by_image(recipe.data.train_split))
+    schedule = make_schedule(config, len(image_ids), world_size(engine))
+    embeddings = None
+    if engine.embedding_cache is not None and any(stage.sam for stage in config.stages):
+        embeddings = BuildEmbeddings(
+            engine.embedding_cache,
+            model,
+            training,
+            image_ids,
+            engine.workers,
+            AUTOCAST[engine.precision],
+            recipe.data.skip_broken,
+            notify,
+        )
+
+    def make(rank: int, size: int) -> ReferBatches:
+        return ReferBatches(
+            training,
+            recipe.data.train_split,
+            model.processor(),
+            model.sam.mask_size,
+            config.images_per_step,
+            config.expressions_per_image,
+            config.word_deletion,
+            recipe.seed,
+            needs_sam=partial(schedule.item_needs_sam, config.accumulate),
+            rank=rank,
+            world_size=size,
+            skip_broken=recipe.data.skip_broken,
+            embeddings=None if embeddings is None else embeddings.cache,
+        )
+
+    facts = {"recipe": dump_recipe(recipe), "towers": model.sources}
+    checkpoint = StepCheckpoint(out / "last.ckpt", engine.checkpoint_seconds, engine.keep_last, facts)
+    model.checkpoint_activations(engine.checkpoint_activations)
     model.train()
-    fit_steps(
-        PromptRISTraining(model, config, schedule),
-        batches,
-        schedule.total,
-        out,
-        "prompts",
-        recipe.seed,
-        checkpoint,
-        resume,
-        config.gradient_clip,
-        config.workers,
-        device,
-        [SkippedItems(out / SKIPPED_FILE, dataset.broken)] if recipe.data.skip_broken else [],
-    )
+    if engine.compile:
+        model.compile()
+    with ExitStack() as stack:
+        sinks: list[Boards] = []
+        if launched_rank() == 0:
+            done = checkpoint.saved_step() if resume else 0
+            sinks = [stack.enter_context(open_boards(engine.log, out, out.name, plain(recipe), done))]
+        boards = sinks[0] if sinks else None
+        callbacks: list[L.Callback] = [BadLossGuard(config.bad_steps)]
+        if embeddings is not None:
+            callbacks.insert(0, embeddings)
+        if recipe.data.skip_broken:
+            callbacks.append(SkippedItems(out / SKIPPED_FILE, training.broken))
+        split = recipe.data.val_split
+        if config.validate_every:
+            every = max(1, round(config.validate_every * schedule.steps_per_epoch))
+            callbacks.append(Validation(validation, split, every, out / VALIDATION_FILE, checkpoint, boards))
+        if engine.log:
+            callbacks.append(Pictures(validation, split, schedule.steps_per_epoch, boards))
+        fit_steps(
+            PromptRISTraining(model, config, schedule),
+            make,
+            schedule.total,
+            out,
+            "prompts",
+            recipe.seed,
+            checkpoint,
+            resume,
+            gradient_clip=config.gradient_clip,
+            accumulate=config.accumulate,
+            engine=engine,
+            accelerator=device,
+            callbacks=callbacks,
+            sinks=sinks,
+            stages=len(config.stages),
+        )
 
 
-def prepare_data(
-    config: DataConfig, folder: Path, notify: Notify = silent
-) -> tuple[ReferDataset, ReferDataset]:
-    """The data sets to train and to evaluate on; RefShapes is generated below `folder` unless it is there.
-
-    Raises:
-        InputError: when they cannot be read, or lack the splits that the recipe names.
-    """
-    root = config.root
-    if config.name == "refshapes" and root is None:
-        root = str(_generate(config.generate, folder))
-    training = read_dataset(config.name, root, config.split_by, skip_broken=config.skip_broken, notify=notify)
-    if config.val_share:
-        training = training.hold_out(config.val_share, config.train_split, config.val_split)
-    val_name = config.val_name or ("refcoco" if config.name == COMBINED else config.name)
-    validation = training if val_name == config.name else read_dataset(val_name, root, notify=notify)
-    training = select_categories(training, config.categories)
-    for dataset, split in ((training, config.train_split), (validation, config.val_split)):
-        if not len(dataset.samples(split)):
-            raise InputError(f"{dataset.name} has no expression in its split {split!r}")
-    return training, validation
-
-
-def _generate(wanted: GeneratedData, folder: Path) -> Path:
-    from promptris.data.refshapes import WorldOptions
-    from promptris.data.refshapes.writer import write_refshapes
-
-    if not folder.is_dir():
-        options = WorldOptions(size=wanted.size, level=wanted.level)
-        write_refshapes(folder, {"train": wanted.train, "val": wanted.val}, wanted.seed, options)
-    return folder
+def wait_for(path: Path, seconds: float = 24 * 3600.0) -> None:
+    """Wait until the first process has made a file; InputError when it never does."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise InputError(f"the first process has not prepared the run: {path} never appeared")
+        time.sleep(0.5)
 
 
 def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make the run's folder; a run is only resumed under the recipe it was started with."""
+    """Make the run's folder; a run is only resumed under the recipe it was started with.
+
+    What it is computed on may change: the engine is left out of the comparison.
+    """
     text = dump_recipe(recipe)
     path = out / RECIPE_FILE
     if resume:
         if not path.exists():
             raise InputError(f"there is no run to resume in {out}: it has no {RECIPE_FILE}")
-        if path.read_text() != text:
+        before = load_recipe(str(path))
+        if dump_recipe(replace(before, engine=recipe.engine)) != text:
             raise InputError(
                 f"{out} was started with another recipe or other options: give the same ones to resume it, "
                 "or another --out folder"
             )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty: give another --out folder, or --resume to go on with its run")
     try:
         out.mkdir(parents=True, exist_ok=True)

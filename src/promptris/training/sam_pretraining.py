@@ -20,10 +20,10 @@ from promptris.modeling.presets import get_preset
 from promptris.modeling.sam_adapter import FOREGROUND, SamAdapter
 from promptris.ops.resizing import pool_masks, resize_logits
 from promptris.processing import SAM_MEAN, SAM_STD, load_image, normalise
+from promptris.training.config import PretrainingConfig
 from promptris.training.pretraining import (
     HELD_OUT_SEED,
     PRETRAINING_SEED,
-    PretrainingConfig,
     SceneBatches,
     TowerPretraining,
 )

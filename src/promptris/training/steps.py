@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+MakeBatches = Callable[[int, int], Dataset[Any]]
+"""(rank, number of processes) -> a data set whose item k is this process's finished batch of step k."""
 
 
 class StepSampler(Sampler[int]):
@@ -22,15 +26,42 @@ class StepSampler(Sampler[int]):
         return iter(range(self.start, self.total))
 
 
-def step_loader(batches: Dataset[Any], total: int, start: int, workers: int = 0) -> DataLoader[Any]:
-    """A loader over a data set whose item k is the finished batch of step k."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=StepSampler(total, start),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+class StepData(L.LightningDataModule):
+    """Loads the batches of the steps that are not done yet.
+
+    Args:
+        make: see `MakeBatches`; called once the processes are connected.
+        total: steps of the whole run.
+        start: the first one that is not done.
+        workers: processes that prepare batches.
+        start_worker: called in each of them, with its number.
+    """
+
+    def __init__(
+        self,
+        make: MakeBatches,
+        total: int,
+        start: int = 0,
+        workers: int = 0,
+        start_worker: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.make, self.total, self.start = make, total, start
+        self.workers, self.start_worker = workers, start_worker
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """One loader for the whole run; there are no epochs to Lightning."""
+        trainer = self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            self.make(rank, world_size),
+            batch_size=None,
+            sampler=StepSampler(self.total, self.start),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            worker_init_fn=self.start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
