@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptris.data.paths import file_names, is_file, is_folder, listed, with_home
+from promptris.data.paths import file_names, files_in, is_file, is_folder, listed, with_home
 from promptris.errors import InputError
 
 
@@ -33,6 +33,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(InputError, match=f"cannot list the folder {tmp_path}: Permission denied"):
         listed(tmp_path)
+
+
+def test_files_by_suffix(tmp_path):
+    for name in ("b.csv", "A.CSV", "c.jsonl", "d.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.csv").mkdir()
+    assert [path.name for path in files_in(tmp_path, ".csv", ".jsonl")] == ["A.CSV", "b.csv", "c.jsonl"]
+    assert files_in(tmp_path / "nowhere", ".csv") == []
 
 
 def test_home(monkeypatch):

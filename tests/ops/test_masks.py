@@ -17,7 +17,7 @@ from promptris.errors import InputError
 from promptris.ops.masks import BoolMask, iou_from_counts, mask_bbox, mask_iou
 from promptris.ops.polygons import mask_to_coco_polygons, mask_to_polygons, polygons_to_mask
 from promptris.ops.resizing import pool_masks, resize_logits
-from promptris.ops.run_lengths import mask_to_rle, rle_to_mask, segmentation_to_mask
+from promptris.ops.run_lengths import covers_nothing, mask_to_rle, rle_to_mask, segmentation_to_mask
 
 any_mask = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -296,3 +296,23 @@ def test_pooling_is_the_area_share_of_every_cell(mask: BoolMask, height: int, wi
     assert torch.equal(turned, pooled.T)
     shares = pool_masks(torch.from_numpy(mask)[None].float(), (height, width))[0]
     np.testing.assert_allclose(shares.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "nothing"), [([], True), ([(0, 0)], True), ([(0, 1)], False), ([(0, 0), (1, 0)], False)]
+)
+def test_masks_that_cover_nothing(pixels, nothing):
+    mask = np.zeros((3, 2), dtype=bool)
+    for pixel in pixels:
+        mask[pixel] = True
+    assert covers_nothing(mask_to_rle(mask)["counts"].encode(), 3, 2) is nothing
+
+
+def test_the_only_pixel_of_an_image_is_something():
+    counts = mask_to_rle(np.ones((1, 1), dtype=bool))["counts"].encode()
+    assert not covers_nothing(counts, 1, 1)
+
+
+def test_coordinates_that_no_float_can_hold_are_named():
+    with pytest.raises(InputError, match=r"Polygon 0 .* not finite or lie absurdly far"):
+        segmentation_to_mask([[10**400, 1, 2, 3, 4, 5]], 8, 8)

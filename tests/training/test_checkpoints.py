@@ -11,7 +11,8 @@ import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,20 +292,22 @@ class FullDisk(L.Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
-@pytest.fixture
-def unlimited():
+@contextmanager
+def lifted_afterwards() -> Iterator[None]:
+    """Lifts the limit at once: what pytest itself prints may go to a file as well."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if before[1] != resource.RLIM_INFINITY:
         pytest.skip("needs to lift the limit on the size of files")
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("unlimited")
 def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(tmp_path: Path):
     seen: dict[int, dict[str, int]] = {}
     look = Steps(lambda step, _: seen.update({step: steps_in(tmp_path)}))
-    with pytest.warns(UserWarning, match="File too large") as told:
+    with pytest.warns(UserWarning, match="File too large") as told, lifted_afterwards():
         fit(6, [FullDisk({3, 4}), always(tmp_path), look])
     assert all(seen[step] == {"last.ckpt": step} for step in (1, 2, 5, 6))
     assert seen[3] == seen[4] == {"last.ckpt": 2}
@@ -313,9 +316,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(tmp_path: 
     assert "step 3 cannot be saved" in sentences[0] and "step 2 stays the last one" in sentences[0]
 
 
-@pytest.mark.usefixtures("unlimited")
 def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path):
-    with pytest.raises(InputError, match=r"step 4 cannot be saved in .*File too large"):
+    with pytest.raises(InputError, match=r"step 4 cannot be saved in .*File too large"), lifted_afterwards():
         fit(4, [FullDisk({3, 4}), StepCheckpoint(tmp_path / "last.ckpt", 3600.0)])
     assert not list(tmp_path.iterdir())
 

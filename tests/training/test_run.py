@@ -345,24 +345,3 @@ def test_other_towers_under_the_same_checkpoint_are_refused(
     save_file({**weights, name: weights[name] + 1}, sam / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="was trained with another SAM"):
         run_recipe(recipe, out, resume=True, device="cpu")
-
-
-@pytest.mark.slow
-def test_eight_images_are_learnt_by_heart(tmp_path: Path):
-    """Final masks of the training images themselves reach a mean IoU above 0.95, from nothing, on the CPU."""
-    recipe = load_recipe(
-        "refshapes-quick",
-        [
-            "--data.generate.train=8",
-            "--data.generate.val=1",
-            "--data.generate.level=easy",
-            "--data.val_split=train",
-            "--towers.clip_pretraining.steps=300",
-            "--towers.sam_pretraining.steps=700",
-            "--train.stages=[{epochs: 150, sam: false}, {epochs: 350, sam: true}]",
-            "--train.prompt_dropout=0",
-            "--engine.log=[]",
-        ],
-    )
-    result = run_recipe(recipe, tmp_path / "out", device="cpu")
-    assert result.final["mIoU"] > 0.95

@@ -12,7 +12,7 @@ from promptris.data.paths import is_folder, with_home
 from promptris.data.readers.hub import find_parquet
 from promptris.data.readers.own import read_own
 from promptris.data.readers.own_layout import looks_like_own_data
-from promptris.data.readers.refer import DEFAULT_SPLIT_BY, read_refer
+from promptris.data.readers.refer import DEFAULT_SPLIT_BY, read_refer, refs_files
 from promptris.errors import InputError
 
 _TELL_ROOT = "say where it and its images are with --data-root FOLDER (--data.root FOLDER in training)"
@@ -94,6 +94,6 @@ def read_dataset(
         return refer(root, name)
     if not is_folder(folder):
         raise InputError(f"{name} is neither a known data set ({', '.join(DEFAULT_SPLIT_BY)}) nor a folder")
-    if any(folder.glob("*refs(*")) or find_parquet(folder):
+    if refs_files(folder) or find_parquet(folder):
         return refer(folder.resolve().parent, folder.resolve().name)
     return own(folder)  # explains what is missing

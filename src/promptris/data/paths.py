@@ -37,6 +37,16 @@ def file_names(folder: Path) -> set[str]:
     }
 
 
+def files_in(folder: Path, *suffixes: str) -> list[Path]:
+    """The files in a folder with one of the suffixes, sorted; none where there is no such folder.
+
+    Raises:
+        InputError: naming the folder if it cannot be listed.
+    """
+    names = file_names(folder) if is_folder(folder) else set()
+    return [folder / name for name in sorted(names) if name.lower().endswith(suffixes)]
+
+
 def with_home(path: str | Path) -> Path:
     """The path with a leading ~ replaced, as a shell does where it sees it; unchanged without such a home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises without a home)

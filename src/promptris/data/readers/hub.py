@@ -70,9 +70,13 @@ def find_parquet(folder: Path) -> list[Path]:
         InputError: when a split has a part twice or lacks one, or there are several configurations.
     """
     for layout in _LAYOUTS:
+        try:
+            found = list(folder.glob(layout))
+        except OSError as error:
+            raise InputError(f"cannot list the folder {folder}: {error.strerror or error}") from error
         files = [
             path
-            for path in folder.glob(layout)
+            for path in found
             if is_file(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
         if files:

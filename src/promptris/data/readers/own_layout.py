@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptris.data.paths import is_file, is_folder, listed
+from promptris.data.paths import files_in, is_file, is_folder, listed
 from promptris.data.readers.own_rows import Row, has_expressions, inner_path
+from promptris.data.readers.refer import refs_files
 from promptris.errors import InputError
 
 LAYOUT_HELP = """\
@@ -54,12 +55,7 @@ def named_rows_file(root: Path) -> Path | None:
 
 
 def _other_tables(root: Path) -> list[Path]:
-    return [
-        path
-        for place in _places(root)
-        for path in sorted(place.glob("*"))
-        if path.suffix.lower() in (".jsonl", ".csv") and is_file(path)
-    ]
+    return [path for place in _places(root) for path in files_in(place, ".jsonl", ".csv")]
 
 
 def other_rows_file(root: Path) -> Path | None:
@@ -96,7 +92,7 @@ def _instances_file(root: Path) -> Path | None:
         for place in _places(root):
             if is_file(place / name):
                 return place / name
-    others = [path for place in _places(root) for path in sorted(place.glob("*.json"))]
+    others = [path for place in _places(root) for path in files_in(place, ".json")]
     coco = others if len(others) == 1 else [path for path in others if _is_coco(path)]
     return _only(coco, root, "COCO files")
 
@@ -111,9 +107,7 @@ def _is_coco(path: Path) -> bool:
 
 def is_refer_layout(root: Path) -> bool:
     """Whether a folder has a refs file and its annotations."""
-    patterns = ("refs(*).p", "refs(*).json", "grefs(*).p", "grefs(*).json")
-    refs = [path for pattern in patterns for path in root.glob(pattern)]
-    return bool(refs) and is_file(root / "instances.json")
+    return is_file(root / "instances.json") and bool(refs_files(root))
 
 
 def what_is_missing(root: Path) -> str:

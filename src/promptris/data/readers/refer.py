@@ -70,7 +70,7 @@ def read_refer(
         known = ", ".join(DEFAULT_SPLIT_BY)
         raise InputError(f"data root {root} has no folder {name!r}; known data sets are {known}")
     folders = [root / folder for folder in IMAGE_FOLDERS]
-    there = _refs_files(folder)
+    there = refs_files(folder)
     usual = split_by or DEFAULT_SPLIT_BY.get(name) or next(iter(there), None)
     if usual not in there and (files := find_parquet(folder)):
         return read_hub(
@@ -96,8 +96,8 @@ def read_refer(
     return dataset.usable(require_images, skip_broken, splits)
 
 
-def _refs_files(folder: Path) -> dict[str, Path]:
-    """The refs files of a folder by partition."""
+def refs_files(folder: Path) -> dict[str, Path]:
+    """The refs files of a folder by partition; InputError naming it if it cannot be listed."""
     names = {name: _REFS_NAME.fullmatch(name) for name in sorted(entry.name for entry in listed(folder))}
     return {found.group(1): folder / name for name, found in names.items() if found}
 

@@ -1,0 +1,56 @@
+"""The benchmarks' code runs; what it measures is not looked at."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu_train(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("gpu_train")
+
+
+def test_gpu_benchmark_on_a_small_model(gpu_train, tmp_path, capsys):
+    files = ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    report = gpu_train.main(["--tiny", "--no-compile", "--peak-tflops", "1", *files])
+    assert json.loads((tmp_path / "r.json").read_text()) == report
+    cases = [tuple(row["case"].values()) for row in report["results"]]
+    assert len(set(cases)) == 6 and (2, True, True, False) in cases and (1, False, False, False) in cases
+    for row in report["results"]:
+        assert row["note"] == "" and row["step_ms"] > 0
+        # 2 images per step; the utilisation of a device with a peak of 1 TFLOP/s.
+        assert row["images_per_second"] == pytest.approx(2000 / row["step_ms"], rel=0.01)
+        assert row["utilisation"] == pytest.approx(
+            row["model_tflop"] / row["step_ms"] * 1000, rel=0.2, abs=1e-3
+        )
+    table = (tmp_path / "r.md").read_text()
+    assert table == capsys.readouterr().out
+    assert table.count("\n| 2 |") == 4 and table.count("| cached |") == 2
+
+
+def test_gpu_benchmark_ends_in_time(gpu_train):
+    report = gpu_train.main(["--tiny", "--minutes", "0"])
+    assert [row["note"] for row in report["results"]] == ["not run: no time left"] * 12
+
+
+def test_gpu_benchmark_needs_a_gpu(gpu_train, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        gpu_train.main([])
+    assert stop.value.code == 2 and "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_with_compilation():
+    done = subprocess.run(
+        [BENCHMARKS / "gpu_train.sh", "--tiny"], capture_output=True, text=True, check=True, timeout=500
+    )
+    assert done.stdout.count("| yes |") == 6 and "not run" not in done.stdout
