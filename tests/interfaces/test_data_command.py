@@ -194,7 +194,7 @@ def test_an_image_in_two_splits_is_noted(promptris: Command, world: Path) -> Non
         (["refcoco"], ["no folder is given for refcoco", "--data-root"]),
         (["refcoco", "--data-root", "nowhere"], ["data root nowhere is not a folder"]),
         (["refcoco-combined"], ["made of three data sets", "--data-root"]),
-        (["atlantis"], ["atlantis is neither a known data set", "nor a folder"]),
+        (["atlantis"], ["'atlantis' is neither a known data set", "nor a folder"]),
     ],
 )
 def test_wrong_use_is_one_sentence(promptris: Command, arguments: list[str], words: list[str]) -> None:

@@ -84,7 +84,7 @@ def test_bad_recipe_files(text: str, tmp_path: Path):
 def test_every_recipe_can_be_looked_at_before_it_is_run(name: str):
     recipe = load_recipe(name)
     if name == "own-data":
-        with pytest.raises(InputError, match="own-data-folder is neither a known data set"):
+        with pytest.raises(InputError, match="'own-data-folder' is neither a known data set"):
             dry_run(recipe, torch.device("cpu"))
         return
     plan = dry_run(recipe, torch.device("cpu"))

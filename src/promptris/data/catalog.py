@@ -93,7 +93,7 @@ def read_dataset(
     if root is not None and Path(name).name == name:
         return refer(root, name)
     if not is_folder(folder):
-        raise InputError(f"{name} is neither a known data set ({', '.join(DEFAULT_SPLIT_BY)}) nor a folder")
+        raise InputError(f"{name!r} is neither a known data set ({', '.join(DEFAULT_SPLIT_BY)}) nor a folder")
     if refs_files(folder) or find_parquet(folder):
         return refer(folder.resolve().parent, folder.resolve().name)
     return own(folder)  # explains what is missing
