@@ -103,7 +103,7 @@ def test_nothing_at_all(here, tmp_path):
     with pytest.raises(InputError, match="data root nowhere is not a folder"):
         read_dataset("desk", "nowhere")
     for root in (None, tmp_path):
-        with pytest.raises(InputError, match=r"no/desk is neither a known data set .* nor a folder"):
+        with pytest.raises(InputError, match=r"'no/desk' is neither a known data set .* nor a folder"):
             read_dataset("no/desk", root)
 
 
