@@ -18,8 +18,8 @@ from promptris.modeling.cost import PARTS, StepCost, StepShape, count_step
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.training.config import TrainConfig
 
-GPUS = {"L4": 24, "RTX 4090": 24, "A100": 40, "A100 80 GB": 80, "H100": 80, "H200": 141}
-"""Memory in GB."""
+GPUS = (("L4", 24), ("RTX 4090", 24), ("A100", 40), ("A100", 80), ("H100", 80), ("H200", 141))
+"""Names and memory in GB."""
 SCALING = 0.9
 """Share of eight GPUs' speed that is assumed to be left of eight times one."""
 MIB, GIB = 2**20, 2**30
@@ -129,8 +129,8 @@ def main() -> None:
     sections.append(table(("", "steps", "EFLOP"), rows))
 
     rows = []
-    for gpu, size in GPUS.items():
-        peak = next(tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu)
+    for gpu, size in GPUS:
+        peak = PEAK_TFLOPS[gpu]
         cells = [f"{gpu}, {size} GB", peak]
         for cached in (False, True):
             for count in (1, 8):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,14 @@ def test_gpu_benchmark_with_compilation():
         [BENCHMARKS / "gpu_train.sh", "--tiny"], capture_output=True, text=True, check=True, timeout=500
     )
     assert done.stdout.count("| yes |") == 6 and "not run" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_page_on_training_cost_says_what_is_counted():
+    page = (BENCHMARKS.parent / "docs" / "training-cost.md").read_text(encoding="utf-8")
+    command = [sys.executable, BENCHMARKS / "training_cost.py"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=500)
+    tables = done.stdout.strip().split("\n\n")
+    assert len(tables) == 6
+    for table in tables:
+        assert table in page, table
