@@ -12,7 +12,7 @@ help:
 	@echo "make slow    the tests that take minutes"
 	@echo "make lint    ruff, mypy, import directions"
 	@echo "make format  rewrite the sources in the house format"
-	@echo "make bench   measure the full-size model on this machine"
+	@echo "make bench   measure the full-size model, loading and training on this machine"
 	@echo "make docs    the documentation as HTML in docs/_build/"
 
 demo: $(VENV)/.installed
@@ -34,8 +34,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/training.py
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build

@@ -143,3 +143,45 @@ def make_model(make_clip, make_sam):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def teach_prompts():
+    """Function that fits a SAM to prompts of given objects."""
+    import torch.nn.functional as F
+
+    from promptris.losses import dice_loss, mask_bce
+    from promptris.modeling.sam_adapter import FOREGROUND
+    from promptris.ops.resizing import pool_masks
+
+    def teach(sam, pixels, image_index, masks, steps=250):
+        """Fit SAM to answer a blurred mask with a click by the mask: what a released SAM already knows.
+
+        `masks` are of all objects, so that SAM learns nothing of which of them is ever referred to.
+        """
+        sam.requires_grad_(True)
+        sam.sam.shared_image_embedding.requires_grad_(False)
+        optimizer = torch.optim.AdamW([p for p in sam.parameters() if p.requires_grad], lr=4e-3)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        count, generator = len(masks), torch.Generator().manual_seed(0)
+        label = torch.full((count, 1), FOREGROUND)
+        present = torch.ones(count, 2, dtype=torch.bool)
+        for _ in range(steps):
+            offset, gain = torch.rand(2, count, 1, 1, generator=generator)
+            blurred = (pool_masks(masks, (12, 12)) - 0.2 - 0.3 * offset) * (4 + 8 * gain)
+            blurred = blurred + 0.5 * torch.randn(blurred.shape, generator=generator)
+            prompt = F.interpolate(blurred[:, None], masks.shape[1:], mode="bilinear")[:, 0]
+            cells = torch.multinomial(masks.flatten(1), 1, generator=generator)[:, 0]
+            click = sam.click_embeddings(sam.embed_position(sam.cell_centres(cells))[:, None], label)
+            sparse = torch.cat([click, sam.padding_point().expand(count, 1, -1)], dim=1)
+            logits, _ = sam.decode(
+                sam.encode_image(pixels)[image_index], sam.embed_mask(prompt), sparse, present
+            )
+            loss = 2 * mask_bce(logits, masks) + dice_loss(logits, masks)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+        sam.requires_grad_(False)
+
+    return teach

@@ -56,9 +56,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, towers: Path) -> Path:
     return out
 
 
-def stop_after(process: subprocess.Popen[str], out: Path, steps: int, number: int) -> None:
+def stop_after(
+    process: subprocess.Popen[str], out: Path, steps: int, number: int, timeout: float = 120
+) -> None:
     """Send a signal once so many steps are in the metrics file."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + timeout
     while len(table(out)) < steps:
         assert process.poll() is None and time.monotonic() < end, "the run ended before it could be stopped"
         time.sleep(0.01)
@@ -98,3 +100,30 @@ def test_a_stopped_run_loses_no_step(
     process = start(towers, out, "--resume", "--engine.checkpoint_seconds", "3600")
     finish(process)
     assert table(out) == table(whole)
+
+
+@pytest.mark.slow
+def test_a_recipe_from_nothing_killed_five_times_ends_as_the_one_left_alone(tmp_path: Path) -> None:
+    """`refshapes-tiny` from zero; killed twice while the towers are pretrained, then in stages 1, 1 and 2."""
+
+    def begin(out: Path, *options: str) -> subprocess.Popen[str]:
+        command = ["promptris", "train", "refshapes-tiny", "--out", str(out), "--device", "cpu", *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([sys.executable, "-m", *command, "--engine.checkpoint_seconds", "5"], **quiet)
+
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert begin(whole).wait(timeout=3600) == 0
+    kills = (("towers/clip.partial", 150), ("towers/sam.partial", 250), ("", 100), ("", 250), ("", 400))
+    for number, (folder, steps) in enumerate(kills):
+        process = begin(out, *(["--resume"] if number else []))
+        stop_after(process, out / folder, steps, signal.SIGKILL, timeout=1800)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    assert not (out / "result.json").exists()
+    assert begin(out, "--resume").wait(timeout=3600) == 0
+
+    assert table(out) == table(whole) and len(table(whole)) == 480
+    ours, expected = (json.loads((folder / "result.json").read_text()) for folder in (out, whole))
+    assert ours["metrics"] == expected["metrics"]
+    assert (out / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors"
+    ).read_bytes()

@@ -15,7 +15,7 @@ from promptris.data.refshapes.regions import ANY, caption, fits, region_code, re
 from promptris.modeling.tokenizer import load_tokenizer
 from promptris.training.clip_pretraining import ClipPretraining, multi_positive
 from promptris.training.config import PretrainingConfig, TowersConfig
-from promptris.training.pretraining import PRETRAINING_SEED
+from promptris.training.pretraining import PRETRAINING_SEED, SceneBatches
 from promptris.training.sam_pretraining import PROMPT_KINDS, SamPretraining, coarse_response, hard_iou
 from promptris.training.towers import prepare_towers, pretrain_tower
 
@@ -233,3 +233,11 @@ def test_a_tower_killed_after_its_last_step_is_not_lost(tmp_path: Path, monkeypa
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert (tmp_path / "cut" / "sam" / "metrics.csv").read_text().count("\n") == 3
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["sam"]
+
+
+def test_levels_are_taken_in_turn():
+    config = PretrainingConfig(scenes=6, levels=("easy", "hard", "standard"))
+    scenes = [scene for step in range(2) for scene in SceneBatches(config, 3, 128).scenes(step)]
+    assert [scene.options.level for scene in scenes] == ["easy", "hard", "standard"] * 4
+    assert all(scene.options.categories == "all" for scene in scenes)
+    assert len({scene.background_seed for scene in scenes}) == 12

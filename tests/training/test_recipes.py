@@ -107,6 +107,15 @@ def test_a_dry_run_counts_steps_from_the_published_number_of_images():
     assert plan.weights_bytes == 40_985_857 * 16 + 243_356_465 * 4
 
 
+def test_a_dry_run_counts_the_memory_of_a_pass_that_does_not_fit_here():
+    """The figures are those of docs/training-cost.md."""
+    gib = 2**30
+    plain = dry_run(load_recipe("refcoco"), torch.device("cpu"))
+    assert plain.step_bytes / gib == pytest.approx(27.6, abs=0.05)
+    less = dry_run(load_recipe("refcoco", ["--engine.checkpoint_activations=true"]), torch.device("cpu"))
+    assert less.step_bytes / gib == pytest.approx(6.7, abs=0.05)
+
+
 def test_steps_shrink_with_processes_and_accumulation():
     recipe = load_recipe("refcoco", ["--engine.devices=4", "--train.accumulate=2"])
     plan = dry_run(recipe, torch.device("cpu"))

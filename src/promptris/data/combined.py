@@ -119,7 +119,8 @@ def combined_training_set(
             dataset = read_refer(
                 data_root,
                 *key,
-                # Of a data set that is only held out, nothing but the numbers of its images matters.
+                # Of splits that are only held out, nothing but the numbers of their images matters.
+                splits=["train"],
                 require_images=require_images and key in TRAINING,
                 skip_broken=skip_broken,
                 notify=notify,

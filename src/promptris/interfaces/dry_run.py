@@ -24,7 +24,12 @@ def show_dry_run(recipe: Recipe, name: str, device: str, out: Path | None) -> No
     print_table(table, name)
     print()
     _print_stages(plan, recipe)
+    config = recipe.train
     print(f"weights, gradients and optimiser  {_size(plan.weights_bytes)}")
+    print(
+        f"a pass of {config.images_per_step} x {config.expressions_per_image:<20} {_size(plan.step_bytes)} "
+        f"on each device, counted for precision {recipe.engine.precision}"
+    )
     if plan.peak_bytes is not None:
         print(
             f"peak of a step of {plan.timed_images} images       {_size(plan.peak_bytes)} "

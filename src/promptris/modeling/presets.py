@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import (
@@ -156,6 +156,9 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
 }
+# A grid of 12 x 12 patches in place of 8 x 8: the coarse mask of a small object needs it.
+_COARSE = PRESETS["refshapes"]
+PRESETS["refshapes-fine"] = replace(_COARSE, vision={**_COARSE.vision, "patch_size": 8})
 
 
 def get_preset(name: str) -> Preset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ import lightning as L
 import torch
 
 from promptris.team import Team
+from promptris.training.step_table import StepTable
 from promptris.training.steps import seed_step
 
 
@@ -26,6 +26,24 @@ class SeedSteps(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         seed_step(self.seed, trainer.global_step, trainer.global_rank)
+
+
+class AfterSteps(L.Callback):
+    """Does something after steps of the optimiser; backward passes that only add to the gradient do not count."""
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._done = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._done:
+            self._done = trainer.global_step
+            self.after_step(trainer, module, self._done)
+
+    def after_step(self, trainer: L.Trainer, module: Any, step: int) -> None:
+        """Called once per step, with how many are done."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ def peak_memory() -> int:
 
 
 class MetricsFile:
-    """A sink that appends one row per step to `metrics.csv`; a resumed run drops the rows it will repeat.
+    """A sink that appends one row per step to `metrics.csv`.
 
     Args:
         path: the file.
@@ -130,16 +148,8 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, terms: tuple[str, ...], resumed_at: int = 0) -> None:
-        self.path = path
-        self.columns = ("step", "stage", "loss", "lr", *terms, "seconds", "images_per_second", "memory_mb")
-        kept: list[dict[str, str]] = []
-        if path.exists() and resumed_at > 0:
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
+        columns = ("step", "stage", "loss", "lr", *terms, "seconds", "images_per_second", "memory_mb")
+        self.table = StepTable(path, columns, resumed_at)
 
     def __call__(self, record: StepRecord) -> None:
         row: dict[str, Any] = {name: f"{value:.6g}" for name, value in record.losses.items()}
@@ -151,8 +161,7 @@ class MetricsFile:
             "images_per_second": f"{record.images_per_second:.3g}",
             "memory_mb": round(record.peak_memory / 2**20),
         }
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+        self.table.append(row)
 
 
 class SkippedItems(L.Callback):

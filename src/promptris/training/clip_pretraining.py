@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from promptris.data.refshapes import WorldOptions, render, sample_scene, vocabulary
+from promptris.data.refshapes import render, vocabulary
 from promptris.data.refshapes.regions import PROPERTY_VALUES, caption, fits, region_code, region_phrase
-from promptris.data.refshapes.scene import stream
+from promptris.data.refshapes.scene import REFERENCE_SIZE, stream
 from promptris.modeling.base_weights import quiet_transformers
 from promptris.modeling.cross_modal_decoder import sine_cosine_code
 from promptris.modeling.presets import get_preset
@@ -68,17 +68,15 @@ class RegionBatches(SceneBatches):
     """Region batches by step; in the second half phrases name places too."""
 
     def __init__(self, config: PretrainingConfig, processor: Processor, grid: int, world_seed: int) -> None:
-        super().__init__(config)
-        self.processor, self.grid, self.world_seed = processor, grid, world_seed
-        self.options = WorldOptions(categories="all")
+        super().__init__(config, world_seed, REFERENCE_SIZE)
+        self.processor, self.grid = processor, grid
 
     def __getitem__(self, step: int) -> RegionBatch:
         rng = stream(self.world_seed, step, _PHRASE_STREAM)
         place_share = 0.5 if step >= self.config.steps // 2 else 0.0
         images, masks, scene_index, codes, phrases, captions = [], [], [], [], [], []
         backgrounds = []
-        for number, index in enumerate(self.scene_indices(step)):
-            scene = sample_scene(self.world_seed, index, self.options)
+        for number, scene in enumerate(self.scenes(step)):
             rendered = render(scene)
             images.append(rendered.image)
             masks.append(torch.from_numpy(rendered.masks))

@@ -20,6 +20,7 @@ class PretrainingConfig:
         warmup: steps of linear warm-up.
         weight_decay: of AdamW.
         gate_scenes: held-out scenes on which the result is measured.
+        levels: difficulties of the scenes, taken in turn.
     """
 
     steps: int = 1500
@@ -29,6 +30,7 @@ class PretrainingConfig:
     warmup: int = 100
     weight_decay: float = 0.02
     gate_scenes: int = 200
+    levels: tuple[str, ...] = ("standard",)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from `lr` to `final_lr`."""
@@ -103,7 +105,7 @@ class EngineConfig:
         strategy: auto, ddp or fsdp.
         precision: 32, bf16 or fp16 (mixed: weights stay float32).
         checkpoint_activations: compute the frozen towers twice instead of keeping what is inside them.
-        compile: let torch compile the model.
+        compile: let torch compile SAM's image encoder.
         workers: processes per device that prepare batches.
         embedding_cache: folder for SAM's image embeddings, which are then computed once; None computes them in
             every step.

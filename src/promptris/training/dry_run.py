@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import CLIPModel, SamModel
 
 from promptris.data.catalog import read_dataset
 from promptris.data.combined import COMBINED
 from promptris.data.open_vocabulary import select as select_categories
 from promptris.data.published import PUBLISHED
 from promptris.data.readers.refer import DEFAULT_SPLIT_BY
-from promptris.modeling.build import ParameterCount, build_from_sources, build_random, count_parameters
+from promptris.modeling.build import (
+    ParameterCount,
+    build_from_sources,
+    build_model,
+    build_random,
+    count_parameters,
+)
+from promptris.modeling.cost import StepShape, count_step
 from promptris.modeling.presets import get_preset
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.processing import Processor
@@ -50,6 +58,7 @@ class DryRun:
         images: training images, and where the number comes from.
         stages: steps and times; empty when the number of images is not known.
         weights_bytes: of weights, gradients and optimiser.
+        step_bytes: counted: what pixels, activations and gradients of a whole backward pass take on one device.
         peak_bytes: most memory in use during a timed step of `timed_images` images; None when nothing was timed.
         timed_images: images of that step.
         notes: what could not be told, and why.
@@ -59,6 +68,7 @@ class DryRun:
     images: tuple[int, str] | None
     stages: tuple[StagePlan, ...]
     weights_bytes: int
+    step_bytes: int
     peak_bytes: int | None
     timed_images: int
     notes: tuple[str, ...]
@@ -99,6 +109,7 @@ def dry_run(recipe: Recipe, device: torch.device, out: Path | None = None) -> Dr
         images=images,
         stages=stages,
         weights_bytes=total.trainable * BYTES_PER_TRAINABLE + total.frozen * 4,
+        step_bytes=_step_bytes(recipe, model),
         peak_bytes=peak,
         timed_images=min(TIMED_IMAGES, recipe.train.images_per_step),
         notes=tuple(notes),
@@ -142,7 +153,9 @@ def _count_images(recipe: Recipe, out: Path | None, notes: list[str]) -> tuple[i
         data = replace(data, root=str(out / "data"))
     if data.root is None and (data.name in DEFAULT_SPLIT_BY or data.name == COMBINED):
         return _published_images(recipe, notes)
-    training = read_dataset(data.name, data.root, data.split_by, skip_broken=data.skip_broken)
+    training = read_dataset(
+        data.name, data.root, data.split_by, splits=[data.train_split], skip_broken=data.skip_broken
+    )
     if data.val_share:
         training = training.hold_out(data.val_share, data.train_split, data.val_split)
     training = select_categories(training, data.categories)
@@ -167,6 +180,20 @@ def _plans(recipe: Recipe, schedule: Schedule, seconds: list[float | None]) -> l
         name = f"{number}: {stage.epochs:g} epochs {'with' if stage.sam else 'without'} SAM"
         plans.append(StagePlan(name, end - start, seconds[number]))
     return plans
+
+
+def _step_bytes(recipe: Recipe, model: PromptRIS) -> int:
+    """Counted on a copy that has sizes only, so for any model and batch on any machine."""
+    train, engine = recipe.train, recipe.engine
+    clip, sam = model.clip.clip.config, model.sam.sam.config
+    return count_step(
+        lambda: build_model(CLIPModel(clip), SamModel(sam), model.config, model.tokenizer),
+        StepShape(train.images_per_step, train.expressions_per_image),
+        sam=any(stage.sam for stage in train.stages),
+        cached=engine.embedding_cache is not None,
+        recompute=engine.checkpoint_activations,
+        precision="32" if engine.precision == "32" else "bf16",
+    ).peak_bytes
 
 
 def _time_stages(recipe: Recipe, model: PromptRIS, device: torch.device) -> tuple[list[float | None], int]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptris.data.refshapes import Scene, WorldOptions, sample_scene
 from promptris.training.checkpoints import StepCheckpoint
 from promptris.training.config import PretrainingConfig
 from promptris.training.optimizer import decay_matrices
@@ -66,17 +67,27 @@ class TowerPretraining(L.LightningModule, ABC):
 
 
 class SceneBatches(Dataset[Any]):
-    """Item k is the batch of step k, made from scenes that no other step sees."""
+    """Item k is the batch of step k, made from scenes of all categories that no other step sees.
 
-    def __init__(self, config: PretrainingConfig) -> None:
-        self.config = config
+    Args:
+        config: scenes per step, and their levels.
+        world_seed: which world.
+        image_size: of the scenes.
+    """
+
+    def __init__(self, config: PretrainingConfig, world_seed: int, image_size: int) -> None:
+        self.config, self.world_seed = config, world_seed
+        self.options = [WorldOptions(image_size, level, "all") for level in config.levels]
 
     def __len__(self) -> int:
         return self.config.steps
 
-    def scene_indices(self, step: int) -> range:
-        """World indices of a step's scenes."""
-        return range(step * self.config.scenes, (step + 1) * self.config.scenes)
+    def scenes(self, step: int) -> list[Scene]:
+        """A step's scenes."""
+        indices = range(step * self.config.scenes, (step + 1) * self.config.scenes)
+        return [
+            sample_scene(self.world_seed, index, self.options[index % len(self.options)]) for index in indices
+        ]
 
 
 def pretrain(

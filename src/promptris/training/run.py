@@ -135,7 +135,9 @@ def tune(
     model.checkpoint_activations(engine.checkpoint_activations)
     model.train()
     if engine.compile:
-        model.compile()
+        # The one part whose shapes never change. Compiled whole, the model failed on the CPU as soon as the length
+        # of the expressions made some of them symbolic (docs/log.md).
+        model.sam.sam.vision_encoder.compile()
     with ExitStack() as stack:
         sinks: list[Boards] = []
         if launched_rank() == 0:

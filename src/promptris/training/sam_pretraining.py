@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamModel
 
-from promptris.data.refshapes import WorldOptions, render, sample_scene
+from promptris.data.refshapes import render
 from promptris.data.refshapes.scene import stream
 from promptris.losses import dice_loss, mask_bce
 from promptris.modeling.base_weights import quiet_transformers
@@ -80,16 +80,14 @@ class PromptBatches(SceneBatches):
         world_seed: int,
         kind: str | None = None,
     ) -> None:
-        super().__init__(config)
-        self.image_size, self.mask_size, self.world_seed = image_size, mask_size, world_seed
-        self.kind = kind
-        self.options = WorldOptions(size=image_size, categories="all")
+        super().__init__(config, world_seed, image_size)
+        self.image_size, self.mask_size, self.kind = image_size, mask_size, kind
 
     def __getitem__(self, step: int) -> PromptBatch:
         rng = stream(self.world_seed, step, _PROMPT_STREAM)
         images, masks, index = [], [], []
-        for number, scene_index in enumerate(self.scene_indices(step)):
-            rendered = render(sample_scene(self.world_seed, scene_index, self.options))
+        for number, scene in enumerate(self.scenes(step)):
+            rendered = render(scene)
             images.append(torch.from_numpy(load_image(rendered.image)))
             chosen = rendered.masks[rng.permutation(len(rendered.masks))[:OBJECTS_PER_SCENE]]
             masks += list(chosen)

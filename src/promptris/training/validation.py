@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ from promptris.evaluation.protocol import Evaluation, evaluate, score
 from promptris.predictor import Predictor
 from promptris.team import Team
 from promptris.training.boards import Boards, examples_of, panels_of
+from promptris.training.callbacks import AfterSteps
 from promptris.training.checkpoints import StepCheckpoint
+from promptris.training.step_table import StepTable
 
 COLUMNS = ("step", "mIoU", "oIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc")
 
 
-class Validation(L.Callback):
+class Validation(AfterSteps):
     """Evaluates the model every few steps, by the one protocol, all processes together.
 
     Args:
@@ -43,17 +44,12 @@ class Validation(L.Callback):
         self.checkpoint, self.boards = checkpoint, boards
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._done = trainer.global_step
+        super().on_train_start(trainer, module)
         if trainer.is_global_zero:
-            self._keep_rows_until(trainer.global_step)
+            columns = [*COLUMNS, *(f"coarse_{name}" for name in COLUMNS[1:])]
+            self._table = StepTable(self.path, columns, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self._done:
-            return  # gradients are still being accumulated
-        self._done = step
+    def after_step(self, trainer: L.Trainer, module: Any, step: int) -> None:
         if step % self.every == 0 and not trainer.should_stop:
             self.evaluate(trainer, module)
 
@@ -71,29 +67,15 @@ class Validation(L.Callback):
             self.checkpoint.save_best(trainer, result.final["mIoU"])
         return result
 
-    def _columns(self) -> list[str]:
-        return [*COLUMNS, *(f"coarse_{name}" for name in COLUMNS[1:])]
-
     def _append(self, step: int, result: Evaluation) -> None:
         row: dict[str, Any] = {"step": step}
         for name in COLUMNS[1:]:
             row[name] = f"{result.final[name]:.6f}"
             row[f"coarse_{name}"] = f"{result.coarse[name]:.6f}"
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns()).writerow(row)
-
-    def _keep_rows_until(self, step: int) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.exists() and step > 0:
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns())
-            writer.writeheader()
-            writer.writerows(rows)
+        self._table.append(row)
 
 
-class Pictures(L.Callback):
+class Pictures(AfterSteps):
     """Shows what the model makes of a few expressions, always the same ones, at the end of every epoch.
 
     Args:
@@ -110,16 +92,7 @@ class Pictures(L.Callback):
         self.few, self.split, self.every = examples_of(dataset, split, count), split, every
         self.boards, self.count = boards, count
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._done = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self._done:
-            return  # gradients are still being accumulated
-        self._done = step
+    def after_step(self, trainer: L.Trainer, module: Any, step: int) -> None:
         if step % self.every == 0 or step == trainer.max_steps:
             self.show(trainer, module)
 
