@@ -172,6 +172,7 @@ print("afterwards")
 def test_interruption_leaves_a_finished_bar_and_a_usable_terminal() -> None:
     output, code = run_on_terminal("""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with TrainingProgress("prompts") as progress:
     for step in range(1, 41):
         progress(record(step))
