@@ -37,6 +37,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/refshapes.py
 	$(BIN)/python benchmarks/training.py
 
 docs: $(VENV)/.installed-docs

@@ -130,14 +130,22 @@ class Predictor(_AnswersExpressions):
         model: the model, on the device to use.
         threshold: a pixel belongs to the mask when its probability is above this.
         expressions_per_pass: how many expressions run through the model at once.
+        with_sam: refine with SAM; without it, as for models trained so, the coarse mask is the answer.
     """
 
-    def __init__(self, model: PromptRIS, threshold: float = 0.5, expressions_per_pass: int = 16) -> None:
+    def __init__(
+        self,
+        model: PromptRIS,
+        threshold: float = 0.5,
+        expressions_per_pass: int = 16,
+        with_sam: bool = True,
+    ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"the threshold must lie between 0 and 1, not at {threshold}")
         self.model = model.eval()
         self.processor: Processor = model.processor()
         self.threshold, self.expressions_per_pass = threshold, expressions_per_pass
+        self.with_sam = with_sam
         self.device = next(model.parameters()).device
         self._latest: ImagePredictor | None = None
 
@@ -165,7 +173,18 @@ class Predictor(_AnswersExpressions):
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
         with torch.inference_mode():
-            return self.model.encode_image(self.processor.images(images).to(self.device))
+            return self.model.encode_image(self.processor.images(images, self.with_sam).to(self.device))
+
+    def answer_images(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        expressions: Sequence[str],
+        image_index: Sequence[int],
+        prompts: tuple[PromptName, ...] | None = None,
+    ) -> list[Prediction]:
+        """Predictions for expressions about images [H, W, 3], encoded together; see `answer`."""
+        sizes = [image.shape[:2] for image in images]
+        return self.answer(self.encode(images), sizes, expressions, image_index, prompts)
 
     def answer(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from promptris.data import read_refer
 from promptris.data.refshapes import UNSEEN_CATEGORIES, WorldOptions, make_example, write_refshapes
+from promptris.data.refshapes.tags import TAGS
 from promptris.data.refshapes.writer import split_seed
 from promptris.errors import InputError
 
@@ -133,6 +135,29 @@ def test_other_programs_read_it_as_they_read_refcoco(written):
         assert mask.max() == 1
         assert mask.sum() == annotation["area"]
         assert np.array_equal(mask.astype(bool), dataset.mask(known))
+
+
+def test_a_card_lies_beside_the_data(written):
+    folder, summary = written
+    text = (folder / "refshapes" / "README.md").read_text(encoding="utf-8")
+    val = summary.splits["val"]
+    assert f"| val | unseen | 5 | {val.referents} | {val.expressions} |" in text
+    assert "| train | seen | 12 |" in text
+    (command,) = re.findall("promptris refshapes DIR (.*)", text)
+    assert command == "--splits train:12,val:5,test:3 --seed 4 --size 96 --level standard --categories unseen"
+    assert all(f"| `{name}` |" in text for name in TAGS)
+    assert "Apache-2.0" in text
+
+
+def test_the_card_of_unusual_training_categories_names_the_call(tmp_path):
+    options = WorldOptions(size=64, level="easy")
+    write_refshapes(tmp_path, {"train": 1}, 7, options, train_categories="all")
+    text = (tmp_path / "refshapes" / "README.md").read_text(encoding="utf-8")
+    (call,) = re.findall(r"    (write_refshapes\(.*\))", text)
+    before = hashes(tmp_path)
+    eval(call, {"write_refshapes": write_refshapes, "WorldOptions": WorldOptions, "DIR": tmp_path})
+    assert hashes(tmp_path) == before
+    assert "| train | all | 1 |" in text
 
 
 def test_unseen_categories_stay_out_of_training(written):

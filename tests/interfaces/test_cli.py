@@ -19,7 +19,10 @@ from promptris.interfaces import cli
 from promptris.interfaces.terminal import print_record, report
 
 Command = Callable[..., Any]
-COMMANDS = ("segment", "refshapes", "train", "evaluate", "data", "info", "doctor", "demo")
+COMMANDS = (
+    *("segment", "refshapes", "train", "evaluate", "figure", "gallery", "curves", "ablate"),
+    *("data", "info", "doctor", "demo"),
+)
 
 
 def spawn(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,25 @@ from promptris.data.pictures import load_record
 from promptris.data.records import Expression, Referent
 from promptris.data.sampling import share_of_rank
 from promptris.errors import InputError
+from promptris.evaluation.baselines import Baselines, score_baselines
 from promptris.metrics import GRESMetrics, RISMetrics
 from promptris.ops.masks import mask_iou
-from promptris.predictor import Prediction, Predictor
+from promptris.predictor import Prediction
 from promptris.team import ALONE, Team
+
+
+class Segmenter(Protocol):
+    """Whatever answers expressions about images: `Predictor`, or a method to compare it with."""
+
+    def answer_images(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        expressions: Sequence[str],
+        image_index: Sequence[int],
+        prompts: tuple[PromptName, ...] | None = None,
+    ) -> list[Prediction]:
+        """Predictions in the order of the expressions, each about the image [H, W, 3] of its index."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,20 +79,29 @@ class Evaluation:
         by_kind: of the final masks, per kind of expression, where the data set tells kinds.
         generalised: gIoU, cIoU, N-acc and T-acc of the final masks, where some expressions mean several objects
             or none; empty otherwise.
+        baselines: what trivial answers score on the same split; None when they were not asked for.
     """
 
     final: dict[str, float]
     coarse: dict[str, float]
     by_kind: dict[str, dict[str, float]]
     generalised: dict[str, float | None] = field(default_factory=dict)
+    baselines: Baselines | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The metrics of the final masks at the top level, the others below "coarse" and "by_kind"."""
-        return {**self.final, **self.generalised, "coarse": self.coarse, "by_kind": self.by_kind}
+        """The metrics of the final masks at the top level, the others below names of their own."""
+        baselines = {} if self.baselines is None else {"baselines": self.baselines.to_dict()}
+        return {
+            **self.final,
+            **self.generalised,
+            "coarse": self.coarse,
+            "by_kind": self.by_kind,
+            **baselines,
+        }
 
 
 def evaluate(
-    predictor: Predictor,
+    segmenter: Segmenter,
     dataset: ReferDataset,
     split: str,
     prompts: tuple[PromptName, ...] | None = None,
@@ -85,11 +109,12 @@ def evaluate(
     images_per_pass: int = 4,
     progress: Callable[[int, int], None] | None = None,
     team: Team = ALONE,
+    with_baselines: bool = False,
 ) -> Evaluation:
     """Evaluate a split.
 
     Args:
-        predictor: the model with its threshold.
+        segmenter: the model with its threshold, or another method.
         dataset: the data.
         split: which split.
         prompts: SAM prompts to use (Table 5); None means the model's own.
@@ -98,6 +123,7 @@ def evaluate(
         progress: called with (expressions done, expressions in all).
         team: processes that evaluate together: each takes its own images, all get the same result, and the first
             one writes it.
+        with_baselines: score trivial answers and ceilings too, where every expression means one object.
 
     Raises:
         InputError: for an unknown split, or an image or annotation that cannot be read.
@@ -106,14 +132,17 @@ def evaluate(
     if total == 0:
         raise InputError(f"{dataset.name} has no expression to evaluate in {split!r}")
     own = _Scores()
-    for scored in score(predictor, dataset, split, prompts, images_per_pass, team.rank, team.size):
+    for scored in score(segmenter, dataset, split, prompts, images_per_pass, team.rank, team.size):
         own.add(scored, keep_record=folder is not None)
         if progress is not None:
             progress(len(own.final), total)
     shares = team.gather(own)
     for other in shares[1:]:
         shares[0].merge(other)
-    result = shares[0].evaluation(dataset.is_generalised(split))
+    generalised = dataset.is_generalised(split)
+    result = shares[0].evaluation(generalised)
+    if with_baselines and not generalised:
+        result = replace(result, baselines=score_baselines(dataset, split))
     if folder is not None and team.rank == 0:
         records = [record for share in shares for record in share.records]
         _write(result, sorted(records, key=lambda record: record[0]), folder)
@@ -165,7 +194,7 @@ def _write(result: Evaluation, records: list[tuple[int, str]], folder: Path) -> 
 
 
 def score(
-    predictor: Predictor,
+    segmenter: Segmenter,
     dataset: ReferDataset,
     split: str,
     prompts: tuple[PromptName, ...] | None = None,
@@ -184,16 +213,14 @@ def score(
     for start in range(0, len(image_ids), images_per_pass):
         ids = image_ids[start : start + images_per_pass]
         images = [load_record(dataset.images[i]) for i in ids]
-        sizes = [image.shape[:2] for image in images]
         pairs = [
             (row, referent, expression)
             for row, i in enumerate(ids)
             for referent in by_image[i]
             for expression in referent.expressions
         ]
-        predictions = predictor.answer(
-            predictor.encode(images),
-            sizes,
+        predictions = segmenter.answer_images(
+            images,
             [expression.text for _, _, expression in pairs],
             [row for row, _, _ in pairs],
             prompts,

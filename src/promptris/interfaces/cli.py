@@ -16,8 +16,12 @@ from typing import Annotated, TextIO
 import typer
 
 from promptris.errors import InputError
-from promptris.interfaces.data import DataRoot
+from promptris.interfaces.ablate import ablate_command
+from promptris.interfaces.arguments import Clip, Device, Dtype, Method, Model, Prompts, Sam, Threshold
 from promptris.interfaces.data import app as data_app
+from promptris.interfaces.describe import describe_command, sheet_command
+from promptris.interfaces.evaluate import evaluate_command
+from promptris.interfaces.methods import choose_method
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import (
     check_threshold,
@@ -26,8 +30,8 @@ from promptris.interfaces.options import (
     parse_splits,
     require_extra,
 )
+from promptris.interfaces.pictures import curves_command, figure_command, gallery_command
 from promptris.interfaces.terminal import (
-    generalised_table,
     metrics_table,
     new_table,
     print_table,
@@ -47,27 +51,16 @@ app = typer.Typer(
     help="Segment what an expression refers to: frozen CLIP and SAM, bridged by learned prompts (Prompt-RIS).",
 )
 
+data_app.command("describe")(describe_command)
+data_app.command("sheet")(sheet_command)
 app.add_typer(data_app, name="data")
-
-Model = Annotated[
-    str | None,
-    typer.Option("--model", help='Built-in name, local folder or hub id.  [default: "tiny"]'),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Threshold = Annotated[float, typer.Option(help="A pixel is in the mask when its probability is above this.")]
-Prompts = Annotated[
-    str | None,
-    typer.Option(help="SAM prompts to use: a comma list of mask, point, text.  [default: the model's own]"),
-]
-Clip = Annotated[
-    str | None,
-    typer.Option(help="Where the frozen CLIP is now, if it has moved since training."),
-]
-Sam = Annotated[
-    str | None,
-    typer.Option(help="Where the frozen SAM is now, if it has moved since training."),
-]
+app.command("evaluate")(evaluate_command)
+app.command("figure")(figure_command)
+app.command("gallery")(gallery_command)
+app.command("curves")(curves_command)
+app.command("ablate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    ablate_command
+)
 
 
 def _show_version(value: bool) -> None:
@@ -105,6 +98,7 @@ def segment_command(
         typer.Argument(help="What to segment, each in quotes."),
     ] = None,
     model: Model = None,
+    method: Method = "prompts",
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -136,7 +130,8 @@ def segment_command(
     from promptris.interfaces.segment import Question, segment
     from promptris.outputs import parse_formats
 
-    choice = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam)
+    named = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam)
+    choice = choose_method(method, named, prompts=prompts, points=point)
     question = Question(parse_clicks(point or []), parse_prompts(prompts), bool(context.obj))
     return segment(image, expressions or [], choice, out, parse_formats(formats), question)
 
@@ -281,61 +276,6 @@ def _list_recipes() -> None:
             if not line.startswith("#"):
                 break
             print(f"    {line.lstrip('# ')}")
-
-
-@app.command("evaluate")
-def evaluate_command(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="refcoco, refcoco+, refcocog, grefcoco, refshapes, another folder in --data-root, or the path of a "
-            "folder with your own data."
-        ),
-    ],
-    split: Annotated[str, typer.Option(help="Such as val, testA, testB, test.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json and predictions.jsonl.")],
-    data_root: DataRoot = None,
-    model: Model = None,
-    split_by: Annotated[
-        str | None,
-        typer.Option(help="Partition: unc, umd or google.  [default: the data set's usual one]"),
-    ] = None,
-    categories: Annotated[
-        str, typer.Option(help="Only referents of seen or unseen categories (Table 2), or all.")
-    ] = "all",
-    prompts: Prompts = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threshold: Threshold = 0.5,
-    clip: Clip = None,
-    sam: Sam = None,
-) -> int:
-    """Evaluate a model on a split of a data set.
-
-    Every sentence counts once, with its mask at the image's own size.
-    """
-    choice = ModelChoice(model, False, device, dtype, check_threshold(threshold), clip, sam)
-    names = parse_prompts(prompts)
-
-    from promptris.data.catalog import read_dataset
-    from promptris.data.open_vocabulary import select
-    from promptris.outputs import make_folder
-
-    data = select(read_dataset(dataset, data_root, split_by, splits=[split], notify=say), categories)
-    data.referents(split)
-    make_folder(out)
-
-    from promptris.evaluation.protocol import evaluate
-
-    predictor = choice.load()
-    with progress("expressions") as advance:
-        evaluation = evaluate(predictor, data, split, names, out, progress=advance)
-    which = "" if categories == "all" else f", {categories} categories"
-    print_table(metrics_table(evaluation), f"{choice.shown_name} on {data.name} {split}{which}, in percent")
-    if evaluation.generalised:
-        print_table(generalised_table(evaluation), "several targets or none, in percent")
-    say(f"metrics.json and predictions.jsonl are in {out}")
-    return 0
 
 
 @app.command("info")

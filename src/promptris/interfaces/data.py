@@ -20,7 +20,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.callback(invoke_without_command=True)
 def data_command(context: typer.Context) -> None:
-    """Check data sets, or download them."""
+    """Check data sets, describe them, show samples, or download them."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from promptris.config import PromptName
 from promptris.errors import InputError
+from promptris.interfaces.methods import ProposalChoice
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.terminal import no_progress, print_record, progress, report
 from promptris.outputs import PredictionWriter, summary
 
 if TYPE_CHECKING:
+    from promptris.mask_classification.segmenter import MaskClassifier
     from promptris.predictor import Predictor
 
 STDIN = "-"
@@ -50,7 +52,7 @@ class Question:
 def segment(
     image: str,
     expressions: Sequence[str],
-    choice: ModelChoice,
+    choice: ModelChoice | ProposalChoice,
     out: Path,
     formats: Sequence[str],
     question: Question,
@@ -114,7 +116,9 @@ def find_images(image: str, out: Path) -> list[str]:
     raise InputError(f"there is no image, folder or glob {image!r}")
 
 
-def _answer(job: Job, predictor: Predictor, writer: PredictionWriter, question: Question) -> None:
+def _answer(
+    job: Job, predictor: Predictor | MaskClassifier, writer: PredictionWriter, question: Question
+) -> None:
     from promptris.processing import load_image
 
     pixels = load_image(job.image)

@@ -14,6 +14,7 @@ from promptris.errors import PromptRISError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from promptris.evaluation.baselines import Baselines
     from promptris.evaluation.protocol import Evaluation
 
 _PLAIN_WIDTH = 120
@@ -88,6 +89,29 @@ def metrics_table(evaluation: Evaluation) -> Table:
     for name, scores in rows.items():
         table.add_row(name, *(percent(scores[column]) for column in _COLUMNS), str(scores["count"]))
     return table
+
+
+def baselines_table(baselines: Baselines) -> Table:
+    """What trivial answers and ceilings score, in percent."""
+    table = new_table("without a model", *_COLUMNS)
+    rows = {**baselines.trivial, **{f"oracle on {g} x {g}": s for g, s in baselines.oracle.items()}}
+    for name, scores in rows.items():
+        table.add_row(name, *(percent(scores[column]) for column in _COLUMNS))
+    return table
+
+
+def verdict(evaluation: Evaluation) -> str | None:
+    """A sentence that compares a model with the best trivial answer; None without baselines."""
+    if evaluation.baselines is None:
+        return None
+    name, best = evaluation.baselines.best
+    miou = evaluation.final["mIoU"]
+    against = (
+        f"final mIoU {percent(miou)} against {percent(best)} of the best answer without a model ({name})"
+    )
+    if evaluation.baselines.beaten_by(miou):
+        return against
+    return f"{against}: not clearly better, so this model does not count as working on these data"
 
 
 def generalised_table(evaluation: Evaluation) -> Table:

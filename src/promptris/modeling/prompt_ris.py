@@ -38,6 +38,7 @@ class PromptRIS(nn.Module):
 
     Attributes:
         sources: where each tower's weights come from ("source", "format", "sha256"), when that is known.
+        towers_are_frozen: whether training leaves CLIP and SAM as they are.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class PromptRIS(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.sources: dict[str, dict[str, str]] = {}
+        self.towers_are_frozen = True
         for tower in self.frozen_towers():
             tower.requires_grad_(False)
         self.train(False)
 
     def frozen_towers(self) -> tuple[nn.Module, nn.Module]:
-        """CLIP and SAM."""
+        """CLIP and SAM; frozen unless `unfreeze_towers` was called."""
         return self.clip, self.sam
 
     def train(self, mode: bool = True) -> PromptRIS:
@@ -70,6 +72,17 @@ class PromptRIS(nn.Module):
         for tower in self.frozen_towers():
             tower.eval()
         return self
+
+    def unfreeze_towers(self) -> None:
+        """Let training change CLIP and SAM too, all but SAM's position matrix: an upper bound, not the method.
+
+        They stay in evaluation mode. Such a model has to be saved with its towers.
+        """
+        for tower in self.frozen_towers():
+            tower.requires_grad_(True)
+        self.sam.sam.shared_image_embedding.requires_grad_(False)
+        self.sam.sam.prompt_encoder.shared_embedding.requires_grad_(False)
+        self.towers_are_frozen = False
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Compute what is inside a layer a second time in the backward pass instead of keeping it until then.
@@ -104,7 +117,7 @@ class PromptRIS(nn.Module):
 
     def encode_image(self, images: ImageBatch) -> ImageFeatures:
         """Everything that is computed once per image, however many expressions there are."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.towers_are_frozen):
             ready = normalised(images, next(self.parameters()).dtype)
             embeddings = ready.sam_embeddings
             if embeddings is None and ready.sam_pixels is not None:

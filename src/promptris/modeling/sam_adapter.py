@@ -121,6 +121,14 @@ class SamAdapter(nn.Module):
         """Dense prompt that stands for "no mask given"."""
         return self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
 
+    def knows_several_masks(self) -> bool:
+        """Whether SAM was taught its three masks for an ambiguous point, and not the single one alone.
+
+        What is behind the other mask tokens starts with biases of exactly 0, and keeps them when it is never used.
+        """
+        heads = list(self.sam.mask_decoder.output_hypernetworks_mlps)[1:]
+        return any(bool(head.proj_out.bias.any()) for head in heads)
+
     def decode(
         self,
         image_embeddings: Float[Tensor, "B D_S H_S W_S"],

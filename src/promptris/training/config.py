@@ -76,6 +76,7 @@ class TrainConfig:
         icl_ramp: share of the run over which that weight grows from 0.
         validate_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
         bad_steps: steps with a loss that is no number that are left out before the run stops.
+        tune_towers: train CLIP and SAM too: an upper bound to compare with, not the paper's method.
     """
 
     images_per_step: int = 16
@@ -93,6 +94,7 @@ class TrainConfig:
     icl_ramp: float = 0.0
     validate_every: float = 0.0
     bad_steps: int = 3
+    tune_towers: bool = False
 
 
 @dataclass

@@ -63,6 +63,7 @@ def run_recipe(
     """
     started = time.perf_counter()
     check_engine(recipe.engine, device)
+    _check_tuned_towers(recipe)
     first = launched_rank() == 0
     if first:
         _claim(recipe, out, resume)
@@ -76,10 +77,11 @@ def run_recipe(
     tune(recipe, model, training, validation, out, resume, device, notify)
     team = connected()
     if team.rank == 0:
+        if recipe.train.tune_towers:
+            model.sources = {}  # they are no longer what these name
         model.save_pretrained(out / "model", full=recipe.save_full)
-    result = evaluate(
-        Predictor(model), validation, recipe.data.val_split, folder=out / "evaluation", team=team
-    )
+    predictor = Predictor(model, with_sam=any(stage.sam for stage in recipe.train.stages))
+    result = evaluate(predictor, validation, recipe.data.val_split, folder=out / "evaluation", team=team)
     if team.rank == 0:
         report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
         (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
@@ -133,6 +135,8 @@ def tune(
     facts = {"recipe": dump_recipe(recipe), "towers": model.sources}
     checkpoint = StepCheckpoint(out / "last.ckpt", engine.checkpoint_seconds, engine.keep_last, facts)
     model.checkpoint_activations(engine.checkpoint_activations)
+    if config.tune_towers:
+        model.unfreeze_towers()
     model.train()
     if engine.compile:
         # The one part whose shapes never change. Compiled whole, the model failed on the CPU as soon as the length
@@ -181,6 +185,18 @@ def wait_for(path: Path, seconds: float = 24 * 3600.0) -> None:
         if time.monotonic() > end:
             raise InputError(f"the first process has not prepared the run: {path} never appeared")
         time.sleep(0.5)
+
+
+def _check_tuned_towers(recipe: Recipe) -> None:
+    """InputError where a run that changes its towers would lose them, or use outdated features of them."""
+    if recipe.train.tune_towers and not recipe.save_full:
+        raise InputError(
+            "train.tune_towers changes CLIP and SAM, so the model has to hold them: set save_full too"
+        )
+    if recipe.train.tune_towers and recipe.engine.embedding_cache is not None:
+        raise InputError(
+            "train.tune_towers and engine.embedding_cache exclude each other: SAM's features change"
+        )
 
 
 def _claim(recipe: Recipe, out: Path, resume: bool) -> None:

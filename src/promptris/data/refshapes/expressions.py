@@ -1,7 +1,7 @@
 """Writing expressions for the objects of a scene: attributes, places, relations.
 
 A proposal is only a guess: `meaning.interpret` reads every text afresh, and only those that mean exactly
-their target are kept.
+their target, in LEAST_WORDS to MOST_WORDS words, are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from promptris.data.refshapes.shapes import ShapeObject
 
 Kind = Literal["attribute", "location", "relation"]
 KINDS: tuple[Kind, ...] = ("attribute", "location", "relation")
+LEAST_WORDS, MOST_WORDS = 2, 12
 MOST_PER_SCENE = 12
 WANTED_PER_SCENE = 10
 MOST_PER_OBJECT = 6
@@ -37,7 +38,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A text that means exactly one object of a scene: `target` is its index."""
+    """A text of 2 to 12 words that means exactly one object of a scene: `target` is its index."""
 
     text: str
     kind: Kind
@@ -57,7 +58,7 @@ def describable(scene: Scene, masks: NDArray[np.bool_]) -> list[int]:
 
 
 def describe(scene: Scene, masks: NDArray[np.bool_], rng: np.random.Generator) -> list[Description]:
-    """About 8 to 12 expressions for a scene, several per object, each with one meaning.
+    """About 8 to 12 expressions for a scene, several per object, each of 2 to 12 words and one meaning.
 
     masks bool [N, H, W] are the visible masks. Texts are different from each other; simple scenes give
     fewer. The same arguments and generator state give the same list.
@@ -66,6 +67,7 @@ def describe(scene: Scene, masks: NDArray[np.bool_], rng: np.random.Generator) -
     if not targets:
         return []
     draw = Draw(rng)
+    likeness = _Likeness(scene)
     found: dict[str, Description] = {}
     per_object = dict.fromkeys(targets, 0)
     per_kind = dict.fromkeys(KINDS, 0)
@@ -75,8 +77,10 @@ def describe(scene: Scene, masks: NDArray[np.bool_], rng: np.random.Generator) -
                 if per_object[target] >= MOST_PER_OBJECT or per_kind[kind] >= MOST_PER_KIND[kind]:
                     continue
                 for _ in range(TRIES[kind]):
-                    text = _propose(kind, scene, target, draw)
-                    if text is None or text in found or referent(text, scene) != target:
+                    text = _propose(kind, likeness, target, draw)
+                    if text is None or text in found or not _fitting_length(text):
+                        continue
+                    if referent(text, scene) != target:
                         continue
                     found[text] = Description(text, kind, target)
                     per_object[target] += 1
@@ -113,17 +117,8 @@ class Draw:
         return items[int(self() * len(items))]
 
 
-def _propose(kind: Kind, scene: Scene, target: int, draw: Draw) -> str | None:
-    if kind == "attribute":
-        phrase = _unique_phrase(scene, target, draw)
-        return None if phrase is None else _article(draw) + phrase
-    if kind == "location":
-        return _propose_location(scene, target, draw)
-    return _propose_relation(scene, target, draw)
-
-
-def _article(draw: Draw) -> str:
-    return "the " if draw.chance(0.55) else ""
+def _fitting_length(text: str) -> bool:
+    return LEAST_WORDS <= text.count(" ") + 1 <= MOST_WORDS
 
 
 @cache
@@ -131,30 +126,76 @@ def _subsets(size: int) -> tuple[tuple[str, ...], ...]:
     return tuple(combinations(_PROPERTIES, size))
 
 
-def _alike(scene: Scene, shape: ShapeObject, properties: tuple[str, ...]) -> list[int]:
-    """Objects that share the named properties with `shape`, itself included."""
-    values = [(name, getattr(shape, name)) for name in properties]
-    return [
-        i
-        for i, other in enumerate(scene.objects)
-        if all(getattr(other, name) == value for name, value in values)
-    ]
+class _Likeness:
+    """Which objects of a scene share properties. Sets of objects are bits of an int: a scene is asked often."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._everything = (1 << len(scene.objects)) - 1
+        self._sharing: dict[str, list[int]] = {}
+        for name in _PROPERTIES:
+            values = [getattr(shape, name) for shape in scene.objects]
+            sets = {value: sum(1 << i for i, v in enumerate(values) if v == value) for value in values}
+            self._sharing[name] = [sets[value] for value in values]
+        self._telling: dict[int, list[tuple[str, ...]]] = {}
+
+    def _alike(self, target: int, properties: tuple[str, ...]) -> int:
+        found = self._everything
+        for name in properties:
+            found &= self._sharing[name][target]
+        return found
+
+    def count(self, target: int, properties: tuple[str, ...]) -> int:
+        """How many objects share the named properties with `target`, itself included."""
+        return self._alike(target, properties).bit_count()
+
+    def others(self, target: int, properties: tuple[str, ...]) -> list[ShapeObject]:
+        """The other objects that share the named properties with `target`."""
+        found = self._alike(target, properties) & ~(1 << target)
+        return [shape for i, shape in enumerate(self.scene.objects) if found >> i & 1]
+
+    def telling(self, target: int) -> list[tuple[str, ...]]:
+        """The smallest sets of properties that no other object shares; empty where there are none."""
+        if target not in self._telling:
+            self._telling[target] = self._find_telling(target)
+        return self._telling[target]
+
+    def _find_telling(self, target: int) -> list[tuple[str, ...]]:
+        for size in range(1, len(_PROPERTIES) + 1):
+            if unique := [subset for subset in _subsets(size) if self.count(target, subset) == 1]:
+                return unique
+        return []
 
 
-def _unique_phrase(scene: Scene, target: int, draw: Draw) -> str | None:
+def _propose(kind: Kind, likeness: _Likeness, target: int, draw: Draw) -> str | None:
+    if kind == "attribute":
+        phrase = _unique_phrase(likeness, target, draw)
+        if phrase is None:
+            return None
+        article = _article(draw)
+        # A noun on its own always gets one.
+        return (article if " " in phrase else "the ") + phrase
+    if kind == "location":
+        return _propose_location(likeness, target, draw)
+    return _propose_relation(likeness, target, draw)
+
+
+def _article(draw: Draw) -> str:
+    return "the " if draw.chance(0.55) else ""
+
+
+def _unique_phrase(likeness: _Likeness, target: int, draw: Draw) -> str | None:
     """A noun phrase with a smallest set of properties that no other object shares, sometimes one more."""
-    shape = scene.objects[target]
-    for size in range(1, len(_PROPERTIES) + 1):
-        unique = [subset for subset in _subsets(size) if len(_alike(scene, shape, subset)) == 1]
-        if unique:
-            subset = draw.pick(unique)
-            missing = [name for name in _PROPERTIES if name not in subset]
-            if missing and draw.chance(REDUNDANT_SHARE):
-                # Colour and category are what people add unasked.
-                likely = [name for name in missing if name in ("color", "category")]
-                subset = (*subset, draw.pick(likely or missing))
-            return noun_phrase(shape, subset, draw)
-    return None
+    unique = likeness.telling(target)
+    if not unique:
+        return None
+    subset = draw.pick(unique)
+    missing = [name for name in _PROPERTIES if name not in subset]
+    if missing and draw.chance(REDUNDANT_SHARE):
+        # Colour and category are what people add unasked.
+        likely = [name for name in missing if name in ("color", "category")]
+        subset = (*subset, draw.pick(likely or missing))
+    return noun_phrase(likeness.scene.objects[target], subset, draw)
 
 
 def noun_phrase(shape: ShapeObject, properties: tuple[str, ...], draw: Draw, tails: bool = True) -> str:
@@ -185,45 +226,40 @@ def noun_phrase(shape: ShapeObject, properties: tuple[str, ...], draw: Draw, tai
     return " ".join([*front, noun]) + tail
 
 
-def _group_properties(scene: Scene, target: int, draw: Draw) -> tuple[str, ...]:
+def _group_properties(likeness: _Likeness, target: int, draw: Draw) -> tuple[str, ...]:
     """Properties that the target shares with at least one other object; empty: every object."""
-    shape = scene.objects[target]
     roll = draw()
     if roll < 0.15:
-        wanted: list[tuple[str, ...]] = [()]
-    elif roll < 0.75:
-        wanted = [("category",), ("color",), ("category", "color")]
-    else:
-        wanted = [
-            ("color", "category"),
-            ("color",),
-            ("texture",),
-            ("size_name", "category"),
-            ("texture", "category"),
-        ]
-    fitting = [subset for subset in wanted if len(_alike(scene, shape, subset)) >= 2]
-    if not fitting:
         return ()
-    return fitting[0] if roll < 0.75 else draw.pick(fitting)
+    if roll < 0.75:
+        for subset in (("category",), ("color",), ("category", "color")):
+            if likeness.count(target, subset) >= 2:
+                return subset
+        return ()
+    wanted = (
+        ("color", "category"),
+        ("color",),
+        ("texture",),
+        ("size_name", "category"),
+        ("texture", "category"),
+    )
+    fitting = [subset for subset in wanted if likeness.count(target, subset) >= 2]
+    return draw.pick(fitting) if fitting else ()
 
 
-def _propose_location(scene: Scene, target: int, draw: Draw) -> str | None:
-    shape = scene.objects[target]
-    properties = _group_properties(scene, target, draw)
-    group = _alike(scene, shape, properties)
-    if len(group) < 2:
+def _propose_location(likeness: _Likeness, target: int, draw: Draw) -> str | None:
+    shape = likeness.scene.objects[target]
+    properties = _group_properties(likeness, target, draw)
+    others = likeness.others(target, properties)
+    if not others:
         return None
     # Directions along which the target comes first.
     x, y = shape.center
-    leading = []
-    for name, (dx, dy) in words.DIRECTIONS.items():
-        lead = x * dx + y * dy
-        if all(
-            scene.objects[i].center[0] * dx + scene.objects[i].center[1] * dy < lead
-            for i in group
-            if i != target
-        ):
-            leading.append(name)
+    leading = [
+        name
+        for name, (dx, dy) in words.DIRECTIONS.items()
+        if all(other.center[0] * dx + other.center[1] * dy < x * dx + y * dy for other in others)
+    ]
     if not leading:
         return None
     direction = draw.pick(leading)
@@ -245,17 +281,18 @@ def place_adjective(direction: str, draw: Draw) -> str:
     return f"{draw.pick(words.VERTICAL_WORDS[vertical])} {horizontal}"
 
 
-def _propose_relation(scene: Scene, target: int, draw: Draw) -> str | None:
-    others = [i for i in range(len(scene.objects)) if i != target]
+def _propose_relation(likeness: _Likeness, target: int, draw: Draw) -> str | None:
+    objects = likeness.scene.objects
+    others = [i for i in range(len(objects)) if i != target]
     if not others:
         return None
     anchor = draw.pick(others)
-    shape, other = scene.objects[target], scene.objects[anchor]
+    shape, other = objects[target], objects[anchor]
     dx, dy = shape.center[0] - other.center[0], shape.center[1] - other.center[1]
     across, along = "left" if dx < 0 else "right", "top" if dy < 0 else "bottom"
     side = across if abs(dx) >= abs(dy) else along
-    properties = _group_properties(scene, target, draw)
-    anchor_phrase = _unique_phrase(scene, anchor, draw)
+    properties = _group_properties(likeness, target, draw)
+    anchor_phrase = _unique_phrase(likeness, anchor, draw)
     if anchor_phrase is None:
         return None
     head = noun_phrase(shape, properties, draw, False)

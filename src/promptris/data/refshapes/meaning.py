@@ -14,6 +14,9 @@ Grammar::
              | furthest to the side | (closest to|nearest) the side
              | relation phrase
 
+Tails behind a relation are the anchor's. Taken for the head's they could only narrow what the text may mean,
+because the relation holds against one anchor either way, or against none.
+
 Distances are shares of the image side.
 """
 

@@ -9,14 +9,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from promptris.data.refshapes import Example, make_example
+from promptris.data.refshapes.card import card
 from promptris.data.refshapes.scene import WorldOptions
+from promptris.data.refshapes.tags import Tag, expression_tags
 from promptris.data.refshapes.words import CATEGORIES
 from promptris.errors import InputError
 
@@ -24,7 +26,8 @@ NAME = "refshapes"
 SPLIT_BY = "unc"
 DEFAULT_SPLITS: dict[str, int] = {"train": 2000, "val": 200, "test": 200}
 CATEGORY_IDS: dict[str, int] = {name: i + 1 for i, name in enumerate(CATEGORIES)}
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Stands in world.json; raised whenever the same arguments give other files than before."""
 
 _STAGE_PREFIX = ".refshapes-writing-"
 _IMAGE_NAME = re.compile(r"refshapes_\d{12}\.jpg")
@@ -67,7 +70,8 @@ def write_refshapes(
     """Write a REFER-format data set of fresh scenes; the same arguments give the same bytes.
 
     Layout below `directory`: images/ (JPEG), refshapes/refs(unc).p, refshapes/instances.json,
-    refshapes/tags.json ({sent_id: {"kind": ...}}) and refshapes/world.json (seed, options, splits).
+    refshapes/tags.json ({sent_id: tags as in `tags.TAGS`}), refshapes/world.json (seed, options, splits) and
+    refshapes/README.md, a card for people.
 
     splits: scenes per split, default 2000 train, 200 val, 200 test. options: size, level and categories;
     splits whose name starts with "train" take `train_categories` instead of `options.categories`, so that
@@ -133,7 +137,7 @@ class _Collector:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._refs: list[dict[str, Any]] = []
-        self._tags: dict[str, dict[str, str]] = {}
+        self._tags: dict[str, dict[str, Tag]] = {}
         self._images_per_split: dict[str, int] = {}
 
     def add(self, split: str, example: Example) -> None:
@@ -164,7 +168,7 @@ class _Collector:
                 if description.target != number:
                     continue
                 sent_id = len(self._tags) + 1
-                self._tags[str(sent_id)] = {"kind": description.kind}
+                self._tags[str(sent_id)] = expression_tags(example.scene, example.masks, description)
                 text = description.text
                 sentences.append({"tokens": text.split(), "raw": text, "sent": text, "sent_id": sent_id})
             if sentences:
@@ -199,6 +203,9 @@ class _Collector:
         (folder / f"refs({SPLIT_BY}).p").write_bytes(pickle.dumps(plain, protocol=2))
         for name, content in (("instances", instances), ("tags", self._tags), ("world", world)):
             (folder / f"{name}.json").write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+        counts = {split: astuple(self.counts(split)) for split in world["splits"]}
+        # As bytes, so that the ends of lines are the same everywhere.
+        (folder / "README.md").write_bytes(card(world, counts).encode())
 
     def counts(self, split: str) -> SplitCounts:
         refs = [ref for ref in self._refs if ref["split"] == split]

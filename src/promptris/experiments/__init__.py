@@ -1,0 +1,1 @@
+"""What is done with trained models for evidence: tables, pictures and curves."""

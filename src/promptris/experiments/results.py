@@ -1,0 +1,173 @@
+"""From measurements to a table: our figures with their spread, the paper's beside them, its claims judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from promptris.evaluation.baselines import Baselines
+from promptris.experiments.splits import MeasuredSplit
+from promptris.experiments.statistics import Cell, Difference, Spread, compare, spread
+from promptris.experiments.tables import Ordering, Row, Table
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim of the paper on one split: how it holds here, and by how much in the paper (percentage points)."""
+
+    ordering: Ordering
+    split: str
+    difference: Difference
+    paper: float | None
+
+    @property
+    def verdict(self) -> str:
+        """seen, not seen or undecided."""
+        return self.difference.verdict
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A table filled in.
+
+    Attributes:
+        table: what it is.
+        splits: its groups of columns.
+        figures: by row label, split label and metric.
+        paper: the paper's percentages, by the same keys, where it has them.
+        judged: every ordering on every split.
+        baselines: trivial answers and ceilings by split label, where they were scored.
+        facts: how it came about: command, commit, recipe, seeds, hardware, time.
+    """
+
+    table: Table
+    splits: tuple[MeasuredSplit, ...]
+    figures: dict[str, dict[str, dict[str, Spread]]]
+    paper: dict[str, dict[str, dict[str, float]]]
+    judged: tuple[Judged, ...]
+    baselines: dict[str, Baselines]
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON; figures are fractions, the paper's are percentages as printed."""
+        rows = []
+        for row in self.table.rows:
+            figures = {
+                split: {
+                    metric: {
+                        "mean": round(value.mean, 6),
+                        "std": round(value.std, 6),
+                        "seeds": [round(one, 6) for one in value.values],
+                    }
+                    for metric, value in metrics.items()
+                }
+                for split, metrics in self.figures[row.label].items()
+            }
+            rows.append({"label": row.label, "figures": figures, "paper": self.paper[row.label]})
+        return {
+            "table": self.table.name,
+            "title": self.table.title,
+            "facts": self.facts,
+            "splits": [split.to_dict() | {"root": None} for split in self.splits],
+            "rows": rows,
+            "orderings": [
+                {
+                    "worse": judged.ordering.worse,
+                    "better": judged.ordering.better,
+                    "metric": judged.ordering.metric,
+                    "split": judged.split,
+                    "verdict": judged.verdict,
+                    "difference": round(judged.difference.mean, 6),
+                    "interval_95": [round(judged.difference.low, 6), round(judged.difference.high, 6)],
+                    "seeds": [round(one, 6) for one in judged.difference.per_seed],
+                    "paper_points": judged.paper,
+                }
+                for judged in self.judged
+            ],
+            "baselines": {split: baselines.to_dict() for split, baselines in self.baselines.items()},
+            "notes": list(self.table.notes),
+        }
+
+
+def fill(
+    table: Table,
+    splits: tuple[MeasuredSplit, ...],
+    cells: Mapping[tuple[str, str], Cell],
+    baselines: dict[str, Baselines],
+    facts: dict[str, Any],
+) -> TableResult:
+    """Fill a table in.
+
+    Args:
+        table: what it is.
+        splits: its groups of columns.
+        cells: measurements by (row label, split key).
+        baselines: trivial answers by split label.
+        facts: how it came about.
+    """
+    figures = {
+        row.label: {
+            split.label: {metric: spread(cells[row.label, split.key], metric) for metric in table.metrics}
+            for split in splits
+        }
+        for row in table.rows
+    }
+    paper = {
+        row.label: {split.label: paper_figures(table, row, split) for split in splits} for row in table.rows
+    }
+    judged = tuple(
+        Judged(
+            ordering,
+            split.label,
+            compare(cells[ordering.worse, split.key], cells[ordering.better, split.key], ordering.metric),
+            _paper_gain(paper, ordering, split.label),
+        )
+        for split in splits
+        for ordering in table.orderings
+    )
+    return TableResult(table, splits, figures, paper, judged, baselines, facts)
+
+
+@cache
+def paper_tables() -> dict[str, Any]:
+    """The paper's numbers, in percent."""
+    path = files("promptris.experiments") / "paper_tables.json"
+    tables: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return tables
+
+
+def paper_figures(table: Table, row: Row, split: MeasuredSplit) -> dict[str, float]:
+    """The paper's figures of a row, by metric; of the split where the paper tells several."""
+    if row.paper is None:
+        return {}
+    told = paper_tables()[table.name]
+    found: Mapping[str, float | None]
+    if table.name in ("table1", "table2"):
+        columns = told["columns"]
+        if split.paper not in columns:
+            return {}
+        place = columns.index(split.paper)
+        groups = {"mIoU": told} if table.name == "table2" else {m: told[m] for m in ("oIoU", "mIoU")}
+        found = {metric: group[row.paper][place] for metric, group in groups.items() if row.paper in group}
+    elif table.name == "icl":
+        found = told[row.paper]
+    else:
+        values = told["rows"] if table.name == "table5" else told
+        found = dict(zip(told["columns"], values[row.paper], strict=True))
+    return {metric: value for metric, value in found.items() if value is not None and metric in table.metrics}
+
+
+def _paper_gain(
+    paper: Mapping[str, Mapping[str, Mapping[str, float]]], ordering: Ordering, split: str
+) -> float | None:
+    worse, better = paper[ordering.worse][split], paper[ordering.better][split]
+    gain = 0.0
+    for sign, metric in zip((1, -1), ordering.metric.split(" - "), strict=False):
+        if metric not in worse or metric not in better:
+            return None
+        gain += sign * (better[metric] - worse[metric])
+    return round(gain, 2)

@@ -1,0 +1,170 @@
+"""A table from nothing, in processes of its own; going on, and failing, without losing what is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from promptris.errors import InputError
+from promptris.experiments.ablation import Ablation, Plan
+from promptris.experiments.report import to_markdown
+from promptris.experiments.runner import Runner
+from promptris.experiments.splits import MeasuredSplit, make_test_scenes
+from promptris.experiments.tables import get_tables
+from promptris.experiments.work import Job, Task
+from promptris.training.config import PretrainingConfig
+from promptris.training.recipes import load_recipe
+from promptris.training.towers import pretrain_tower
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The ICL paragraph with two models that learn nothing to speak of."""
+    folder = tmp_path_factory.mktemp("ablation")
+    options = [f"--towers.clip={folder / 'clip'}", f"--towers.sam={folder / 'sam'}"]
+    options += ["--data.generate.train=8", "--data.generate.val=1", "--train.images_per_step=4"]
+    options += ["--train.stages=[{epochs: 1, sam: false}, {epochs: 1, sam: true}]"]
+    recipe = load_recipe("refshapes-smoke", options)
+    small = PretrainingConfig(steps=2, scenes=2, warmup=1, gate_scenes=2)
+    towers = replace(recipe.towers, clip=None, sam=None, clip_pretraining=small, sam_pretraining=small)
+    for name in ("clip", "sam"):
+        pretrain_tower(name, towers, folder, 0, False)
+    return Plan(
+        tables=tuple(get_tables(["icl"])),
+        recipe=recipe,
+        recipe_name="refshapes-smoke",
+        seeds=(3,),
+        out=folder / "out",
+        scenes=2,
+        device="cpu",
+        parallel=2,
+        command="promptris ablate icl",
+    )
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def made(plan: Plan, said: list[str]) -> Path:
+    results, failed = Ablation(plan, said.append).run()
+    assert not failed and [result.table.name for result in results] == ["icl"]
+    return plan.out
+
+
+def test_a_table_is_written_for_machines_and_people(made: Path):
+    report = json.loads((made / "icl.json").read_text())
+    assert [row["label"] for row in report["rows"]] == ["without ICL", "with ICL"]
+    assert report["rows"][1]["paper"]["standard"] == {"ImgAcc": 79.34, "InstAcc": 77.74}
+    facts = report["facts"]
+    assert facts["seeds"] == [3] and facts["minutes"] > 0 and facts["commit"] and facts["scenes"] == 2
+    assert set(report["baselines"]["standard"]["trivial"]) >= {"all objects", "random object"}
+    assert {entry["verdict"] for entry in report["orderings"]} <= {"seen", "not seen", "undecided"}
+    text = (made / "icl.md").read_text()
+    assert "| with ICL |" in text and "79.34" in text and "oracle on 8 × 8" in text
+    assert (made / "icl.png").stat().st_size > 5000
+
+
+def test_what_is_measured_is_what_the_run_has_measured_itself(made: Path):
+    """The same model on the same split by `promptris evaluate`'s code."""
+    from promptris.data.readers.refer import read_refer
+    from promptris.evaluation.protocol import evaluate
+    from promptris.modeling.prompt_ris import PromptRIS
+    from promptris.predictor import Predictor
+
+    model = PromptRIS.from_pretrained(made / "runs" / "full-seed3" / "run" / "model")
+    dataset = read_refer(made / "tests" / "standard", "refshapes")
+    expected = evaluate(Predictor(model), dataset, "test").final
+    report = json.loads((made / "icl.json").read_text())
+    figures = report["rows"][1]["figures"]["standard"]
+    for metric in ("ImgAcc", "InstAcc", "mIoU", "P@0.9"):
+        assert figures[metric]["mean"] == pytest.approx(expected[metric], abs=1e-6)
+
+
+def test_the_variants_were_trained_as_they_say(made: Path):
+    full, without = (
+        load_recipe(str(made / "runs" / f"{name}-seed3" / "run" / "recipe.yaml"))
+        for name in ("full", "cmp-sam")
+    )
+    assert (full.train.icl_weight, without.train.icl_weight) == (1.0, 0.0)
+    assert full.seed == without.seed == 3
+    assert full.data == without.data and full.towers == without.towers
+
+
+def test_what_is_there_is_not_done_again(plan: Plan, made: Path, said: list[str]):
+    said.clear()
+    stamps = {path: path.stat().st_mtime_ns for path in made.glob("runs/*/measured/*")}
+    assert len(stamps) == 2
+    Ablation(plan, said.append).run()
+    assert said == ["2 of 2 runs are there already"]
+    assert stamps == {path: path.stat().st_mtime_ns for path in made.glob("runs/*/measured/*")}
+
+
+def test_another_recipe_needs_another_folder(plan: Plan, made: Path):
+    with pytest.raises(InputError, match="runs of another recipe"):
+        Ablation(replace(plan, recipe=replace(plan.recipe, seed=9)), print).run()
+    with pytest.raises(InputError, match="has 2 scenes, not 3"):
+        Ablation(replace(plan, scenes=3), print).run()
+
+
+def test_a_folder_with_other_things_is_refused(plan: Plan, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="holds no experiments"):
+        Ablation(replace(plan, out=tmp_path), print).run()
+
+
+def test_runs_are_shared_between_tables(plan: Plan, tmp_path: Path):
+    """Eight models for all tables, and one method without training; on RefShapes, Table 2 needs none of its own."""
+    everything = replace(plan, tables=tuple(get_tables(["all"])), seeds=(0, 1), out=tmp_path)
+    tasks = Ablation(everything, print).tasks(everything.recipe)
+    trained = {task.name for task in tasks if task.recipe is not None}
+    names = ("clip", "v2l", "l2v", "cmp", "cmp-icl", "cmp-sam", "full", "tuned-towers")
+    assert trained == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
+    assert [task.name for task in tasks if task.recipe is None] == ["mask-classification"]
+    (full,) = (task for task in tasks if task.name == "full-seed0")
+    files = [job.file_name for job in full.jobs]
+    assert len(files) == len(set(files)) == 4 + 7  # four sets of scenes, seven other subsets of prompts
+
+
+def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path):
+    split = MeasuredSplit("val", "refshapes", str(tmp_path / "nowhere"), ("val",))
+    tasks = [
+        Task(name, tmp_path / name, tmp_path / "missing.yaml", None, "cpu", (Job(split),))
+        for name in ("a", "b")
+    ]
+    said: list[str] = []
+    outcomes = Runner(1, said.append).run(tasks)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert len(said) == 2 and all("failed, see" in sentence for sentence in said)
+    assert "cannot read the recipe" in (tmp_path / "a" / "log.txt").read_text()
+    assert "Traceback" not in (tmp_path / "a" / "log.txt").read_text()
+
+
+def test_a_task_survives_its_file(tmp_path: Path):
+    split = MeasuredSplit("seen", "refcoco", "data", ("testA", "testB"), "unc", "seen", "refcoco/test/seen")
+    task = Task(
+        "t", tmp_path, None, ("clip", "sam"), "cpu", (Job(split), Job(split, ("mask",)), Job(split, ()))
+    )
+    task.save(tmp_path / "task.json")
+    assert Task.load(tmp_path / "task.json") == task
+    assert len({job.file_name for job in task.jobs}) == 3
+
+
+def test_test_scenes_are_made_once_and_never_replaced(tmp_path: Path):
+    make_test_scenes(tmp_path, "unseen", 2, 128)
+    path = tmp_path / "unseen" / "refshapes" / "refs(unc).p"
+    stamp = path.stat().st_mtime_ns
+    make_test_scenes(tmp_path, "unseen", 2, 128)
+    assert path.stat().st_mtime_ns == stamp
+    world = json.loads((tmp_path / "unseen" / "refshapes" / "world.json").read_text())
+    assert world["options"]["categories"] == "unseen" and world["seed"] == 777
+
+
+def test_markdown_is_the_same_every_time(plan: Plan, made: Path):
+    results, _ = Ablation(plan, lambda _: None).run()
+    assert to_markdown(results[0]) == (made / "icl.md").read_text()
