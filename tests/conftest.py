@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -185,3 +186,17 @@ def teach_prompts():
         sam.requires_grad_(False)
 
     return teach
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with clip/ and sam/ of RefShapes' sizes, pretrained for a few steps."""
+    from promptris.training.config import PretrainingConfig, TowersConfig
+    from promptris.training.towers import pretrain_tower
+
+    folder = tmp_path_factory.mktemp("towers")
+    few = PretrainingConfig(steps=3, scenes=4, warmup=1, gate_scenes=4)
+    config = TowersConfig(clip_pretraining=few, sam_pretraining=few)
+    for name in ("clip", "sam"):
+        pretrain_tower(name, config, folder, seed=0, resume=False)
+    return folder

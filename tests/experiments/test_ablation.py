@@ -15,23 +15,17 @@ from promptris.experiments.runner import Runner
 from promptris.experiments.splits import MeasuredSplit, make_test_scenes
 from promptris.experiments.tables import get_tables
 from promptris.experiments.work import Job, Task
-from promptris.training.config import PretrainingConfig
 from promptris.training.recipes import load_recipe
-from promptris.training.towers import pretrain_tower
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(towers: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """The ICL paragraph with two models that learn nothing to speak of."""
     folder = tmp_path_factory.mktemp("ablation")
-    options = [f"--towers.clip={folder / 'clip'}", f"--towers.sam={folder / 'sam'}"]
+    options = [f"--towers.clip={towers / 'clip'}", f"--towers.sam={towers / 'sam'}"]
     options += ["--data.generate.train=8", "--data.generate.val=1", "--train.images_per_step=4"]
     options += ["--train.stages=[{epochs: 1, sam: false}, {epochs: 1, sam: true}]"]
     recipe = load_recipe("refshapes-smoke", options)
-    small = PretrainingConfig(steps=2, scenes=2, warmup=1, gate_scenes=2)
-    towers = replace(recipe.towers, clip=None, sam=None, clip_pretraining=small, sam_pretraining=small)
-    for name in ("clip", "sam"):
-        pretrain_tower(name, towers, folder, 0, False)
     return Plan(
         tables=tuple(get_tables(["icl"])),
         recipe=recipe,

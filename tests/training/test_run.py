@@ -390,3 +390,65 @@ def test_eight_images_are_learnt_by_heart(tmp_path: Path, teach_prompts: Callabl
     result = run_recipe(recipe, tmp_path / "out", device="cpu")
     assert result.final["mIoU"] > 0.95
     assert result.coarse["mIoU"] < result.final["mIoU"]
+
+
+def test_towers_may_be_trained_too_as_an_upper_bound(recipe: Recipe, towers: Path, tmp_path: Path):
+    recipe.train.tune_towers = recipe.save_full = True
+    # Once around, so that a whole step of either stage is learnt from.
+    run_recipe(recipe, tmp_path / "out", device="cpu")
+    model = PromptRIS.from_pretrained(tmp_path / "out" / "model")
+    assert content_hash(model.clip.clip) != load_clip(towers / "clip").sha256
+    assert content_hash(model.sam.sam) != load_sam(towers / "sam").sha256
+    before = load_sam(towers / "sam").module
+    changed = {
+        name: not torch.equal(value, before.state_dict()[name])
+        for name, value in model.sam.sam.state_dict().items()
+    }
+    assert changed["vision_encoder.layers.0.attn.qkv.weight"]
+    assert changed["mask_decoder.transformer.layers.0.self_attn.q_proj.weight"]
+    assert not any(value for name, value in changed.items() if "positional_embedding" in name)
+    # A model that holds its towers names no others.
+    assert model.sources == {}
+
+
+def test_a_run_with_tuned_towers_is_resumed_to_the_same_weights(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe.train.tune_towers = recipe.save_full = True
+    run_recipe(recipe, tmp_path / "whole", device="cpu")
+    original = SeedSteps.on_train_batch_start
+
+    def die(self: SeedSteps, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 4:
+            raise KilledError
+        original(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(SeedSteps, "on_train_batch_start", die)
+    with pytest.raises(KilledError):
+        run_recipe(recipe, tmp_path / "out", device="cpu")
+    monkeypatch.setattr(SeedSteps, "on_train_batch_start", original)
+    run_recipe(recipe, tmp_path / "out", resume=True, device="cpu")
+    assert rows(tmp_path / "out" / "metrics.csv") == rows(tmp_path / "whole" / "metrics.csv")
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "out"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"save_full": False}, "set save_full too"),
+        ({"save_full": True, "cache": "cache"}, "exclude each other"),
+    ],
+)
+def test_tuned_towers_are_never_lost(recipe: Recipe, tmp_path: Path, changes: dict[str, Any], words: str):
+    recipe.train.tune_towers, recipe.save_full = True, changes["save_full"]
+    recipe.engine.embedding_cache = changes.get("cache")
+    with pytest.raises(InputError, match=words):
+        run_recipe(recipe, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_trained_without_sam_is_measured_without_it(recipe: Recipe, tmp_path: Path):
+    recipe.train.stages = (Stage(epochs=2, sam=False),)
+    result = run_recipe(recipe, tmp_path / "out", device="cpu")
+    assert result.final == result.coarse

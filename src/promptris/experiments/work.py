@@ -134,12 +134,13 @@ class Worker:
             return load_classifier(*self.task.towers, device=self.task.device)
         from promptris.modeling.prompt_ris import PromptRIS
         from promptris.training.recipes import load_recipe
+        from promptris.training.run import uses_sam
 
         recipe = load_recipe(str(self.task.recipe))
         model = PromptRIS.from_pretrained(self.task.folder / "run" / "model").to(
             pick_device(self.task.device)
         )
-        return Predictor(model, with_sam=any(stage.sam for stage in recipe.train.stages))
+        return Predictor(model, with_sam=uses_sam(recipe))
 
 
 def main() -> int:

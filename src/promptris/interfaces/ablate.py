@@ -38,10 +38,14 @@ def ablate_command(
     from promptris.experiments.tables import get_tables
     from promptris.training.recipes import load_recipe
 
-    names = [name for name in tables if not name.startswith("-")]
+    # What is no option of this command comes along with the tables: fields of the recipe.
+    count = next((k for k, word in enumerate(tables) if word.startswith("-")), len(tables))
+    names, changes = tables[:count], [*tables[count:], *context.args]
+    if not names:
+        raise InputError("no table is named before the other options: give table1 to table5, icl, or all")
     plan = Plan(
         tables=tuple(get_tables(names)),
-        recipe=load_recipe(recipe, context.args),
+        recipe=load_recipe(recipe, changes),
         recipe_name=recipe,
         seeds=parse_seeds(seeds),
         out=out,

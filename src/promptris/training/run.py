@@ -80,7 +80,7 @@ def run_recipe(
         if recipe.train.tune_towers:
             model.sources = {}  # they are no longer what these name
         model.save_pretrained(out / "model", full=recipe.save_full)
-    predictor = Predictor(model, with_sam=any(stage.sam for stage in recipe.train.stages))
+    predictor = Predictor(model, with_sam=uses_sam(recipe))
     result = evaluate(predictor, validation, recipe.data.val_split, folder=out / "evaluation", team=team)
     if team.rank == 0:
         report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
@@ -153,12 +153,13 @@ def tune(
             callbacks.insert(0, embeddings)
         if recipe.data.skip_broken:
             callbacks.append(SkippedItems(out / SKIPPED_FILE, training.broken))
-        split = recipe.data.val_split
+        split, with_sam = recipe.data.val_split, uses_sam(recipe)
         if config.validate_every:
             every = max(1, round(config.validate_every * schedule.steps_per_epoch))
-            callbacks.append(Validation(validation, split, every, out / VALIDATION_FILE, checkpoint, boards))
+            path = out / VALIDATION_FILE
+            callbacks.append(Validation(validation, split, every, path, checkpoint, boards, with_sam))
         if engine.log:
-            callbacks.append(Pictures(validation, split, schedule.steps_per_epoch, boards))
+            callbacks.append(Pictures(validation, split, schedule.steps_per_epoch, boards, with_sam=with_sam))
         fit_steps(
             PromptRISTraining(model, config, schedule),
             make,
@@ -185,6 +186,11 @@ def wait_for(path: Path, seconds: float = 24 * 3600.0) -> None:
         if time.monotonic() > end:
             raise InputError(f"the first process has not prepared the run: {path} never appeared")
         time.sleep(0.5)
+
+
+def uses_sam(recipe: Recipe) -> bool:
+    """Whether SAM's prompts are trained at all; otherwise the coarse mask is the model's answer."""
+    return any(stage.sam for stage in recipe.train.stages)
 
 
 def _check_tuned_towers(recipe: Recipe) -> None:
