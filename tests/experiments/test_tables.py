@@ -100,3 +100,13 @@ def test_tables_are_asked_for_by_name():
     assert [table.name for table in get_tables(["icl", "table3", "icl"])] == ["icl", "table3"]
     with pytest.raises(InputError, match=r"'table9'.*table1"):
         get_tables(["table9"])
+
+
+def test_every_measured_split_of_refshapes_is_another_set_of_scenes():
+    recipe = load_recipe("refshapes-ablation")
+    everything = measured_splits(recipe, "everything", Path("tests"))
+    assert [split.label for split in everything] == ["standard", "easy", "hard", "unseen"]
+    assert len({split.key for split in everything}) == 4
+    # The standard scenes are the seen ones of Table 2, under either name.
+    seen, unseen = measured_splits(recipe, "seen and unseen", Path("tests"))
+    assert (seen.key, unseen.key) == (everything[0].key, everything[3].key)

@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 
 from promptris.config import PROMPT_NAMES
+from promptris.data.refshapes.tags import read_tags
 from promptris.errors import InputError
-from promptris.evaluation.baselines import Baselines, score_baselines
+from promptris.evaluation.baselines import score_baselines
 from promptris.experiments.measurements import Measurements
 from promptris.experiments.report import plot, to_markdown
 from promptris.experiments.results import TableResult, fill
@@ -192,17 +193,19 @@ class Ablation:
                 tuple(
                     Measurements.load(tasks[name].folder / self._job(row, split).file_name)
                     for name in self._task_names(row)
-                )
+                ),
+                row.masks,
             )
             for row in table.rows
             for split in splits
         }
         used = {name for row in table.rows for name in self._task_names(row)}
         facts = self._facts() | {"minutes": self._minutes([tasks[name] for name in used])}
-        return fill(table, splits, cells, {split.label: self._baselines(split) for split in splits}, facts)
-
-    def _baselines(self, split: MeasuredSplit) -> Baselines:
-        return score_baselines(*split.open())
+        baselines = {split.label: score_baselines(*split.open()) for split in splits}
+        tags = {
+            split.label: read_tags(split.root, split.name) for split in splits if split.root and table.tags
+        }
+        return fill(table, splits, cells, baselines, facts, tags)
 
     def _facts(self) -> dict[str, Any]:
         plan = self.plan

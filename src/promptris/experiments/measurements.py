@@ -76,6 +76,16 @@ class Measurements:
             return above.astype(np.float64), np.bincount(owner, minlength=images).astype(np.float64)
         raise InputError(f"there is no metric {metric!r}: choose from {', '.join(METRICS)}")
 
+    def where(self, rows: NDArray[np.bool_]) -> Measurements:
+        """Some of the expressions, by a mask [N]."""
+        return Measurements(
+            self.image_id[rows],
+            self.ann_id[rows],
+            self.sent_id[rows],
+            {masks: values[rows] for masks, values in self.intersection.items()},
+            {masks: values[rows] for masks, values in self.union.items()},
+        )
+
     def value(self, metric: str, masks: str = "final") -> float:
         """A metric over all images, as a fraction."""
         above, below = self.parts(metric, masks)

@@ -20,6 +20,8 @@ def to_markdown(result: TableResult) -> str:
         if split.label in result.baselines:
             lines += ["", *_baselines(result, split.label)]
         lines += [""]
+        if any(split.label in tags for tags in result.by_tag.values()):
+            lines += [*_by_tag(result, split.label), ""]
     if result.judged:
         lines += ["## The paper's orderings", "", *_orderings(result.judged, len(result.splits) > 1), ""]
     lines += [f"- {note}" for note in (*_protocol(result), *table.notes)]
@@ -59,6 +61,16 @@ def _baselines(result: TableResult, split: str) -> list[str]:
         rows.append([name, *(f"{100 * scores[metric]:.1f}" for metric in metrics)])
     for grid, scores in baselines.oracle.items():
         rows.append([f"oracle on {grid} × {grid}", *(f"{100 * scores[metric]:.1f}" for metric in metrics)])
+    return _grid(rows)
+
+
+def _by_tag(result: TableResult, split: str) -> list[str]:
+    labels = [row.label for row in result.table.rows]
+    rows = [["mIoU by tag", "expressions", *labels]]
+    for tag in result.table.tags:
+        for value, score in result.by_tag[labels[0]][split][tag].items():
+            scores = [_spread(result.by_tag[label][split][tag][value].miou) for label in labels]
+            rows.append([f"{tag}: {value}", str(score.expressions), *scores])
     return _grid(rows)
 
 

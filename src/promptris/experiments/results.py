@@ -9,10 +9,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from promptris.evaluation.baselines import Baselines
 from promptris.experiments.splits import MeasuredSplit
 from promptris.experiments.statistics import Cell, Difference, Spread, compare, spread
 from promptris.experiments.tables import Ordering, Row, Table
+
+Tags = Mapping[int, Mapping[str, Any]]
+"""Tags of expressions, by sent_id."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,22 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class TagScore:
+    """mIoU of the expressions that have a value of a tag, and how many these are."""
+
+    miou: Spread
+    expressions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers."""
+        return {
+            "mean": round(self.miou.mean, 6),
+            "std": round(self.miou.std, 6),
+            "expressions": self.expressions,
+        }
+
+
+@dataclass(frozen=True)
 class TableResult:
     """A table filled in.
 
@@ -42,6 +63,7 @@ class TableResult:
         judged: every ordering on every split.
         baselines: trivial answers and ceilings by split label, where they were scored.
         facts: how it came about: command, commit, recipe, seeds, hardware, time.
+        by_tag: mIoU by row label, split label, tag and its value.
     """
 
     table: Table
@@ -51,6 +73,7 @@ class TableResult:
     judged: tuple[Judged, ...]
     baselines: dict[str, Baselines]
     facts: dict[str, Any]
+    by_tag: dict[str, dict[str, dict[str, dict[str, TagScore]]]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON; figures are fractions, the paper's are percentages as printed."""
@@ -67,7 +90,16 @@ class TableResult:
                 }
                 for split, metrics in self.figures[row.label].items()
             }
-            rows.append({"label": row.label, "figures": figures, "paper": self.paper[row.label]})
+            entry = {"label": row.label, "figures": figures, "paper": self.paper[row.label]}
+            if self.by_tag:
+                entry["mIoU_by_tag"] = {
+                    split: {
+                        tag: {value: score.to_dict() for value, score in values.items()}
+                        for tag, values in tags.items()
+                    }
+                    for split, tags in self.by_tag[row.label].items()
+                }
+            rows.append(entry)
         return {
             "table": self.table.name,
             "title": self.table.title,
@@ -99,6 +131,7 @@ def fill(
     cells: Mapping[tuple[str, str], Cell],
     baselines: dict[str, Baselines],
     facts: dict[str, Any],
+    tags: Mapping[str, Tags] | None = None,
 ) -> TableResult:
     """Fill a table in.
 
@@ -108,6 +141,7 @@ def fill(
         cells: measurements by (row label, split key).
         baselines: trivial answers by split label.
         facts: how it came about.
+        tags: of every expression, by split label and sent_id, where there are any.
     """
     figures = {
         row.label: {
@@ -129,7 +163,35 @@ def fill(
         for split in splits
         for ordering in table.orderings
     )
-    return TableResult(table, splits, figures, paper, judged, baselines, facts)
+    told = {split.label: found for split in splits if (found := (tags or {}).get(split.label))}
+    by_tag = {
+        row.label: {
+            split.label: {
+                tag: _by_tag(cells[row.label, split.key], told[split.label], tag) for tag in table.tags
+            }
+            for split in splits
+            if split.label in told
+        }
+        for row in table.rows
+    }
+    return TableResult(
+        table, splits, figures, paper, judged, baselines, facts, by_tag if table.tags and told else {}
+    )
+
+
+def _by_tag(cell: Cell, tags: Tags, tag: str) -> dict[str, TagScore]:
+    """mIoU for every value of a tag; counts of 2 and more are taken together."""
+    values = np.array([_shown(tags[int(sent_id)][tag]) for sent_id in cell.seeds[0].sent_id])
+    scores = {}
+    for value in sorted(set(values.tolist())):
+        rows = values == value
+        part = Cell(tuple(one.where(rows) for one in cell.seeds), cell.masks)
+        scores[value] = TagScore(spread(part, "mIoU"), int(rows.sum()))
+    return scores
+
+
+def _shown(value: object) -> str:
+    return "2 or more" if isinstance(value, int) and value >= 2 else str(value)
 
 
 @cache

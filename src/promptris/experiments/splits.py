@@ -147,10 +147,11 @@ _SCENES: dict[str, dict[str, str]] = {
 
 
 def _refshapes(where: Where, tests: Path) -> list[MeasuredSplit]:
-    names = {
+    names: dict[Where, tuple[str, ...]] = {
         "main": ("standard",),
         "all": ("easy", "standard", "hard"),
         "seen and unseen": ("standard", "unseen"),
+        "everything": ("standard", "easy", "hard", "unseen"),
     }
     labels = {"standard": "seen"} if where == "seen and unseen" else {}
     return [

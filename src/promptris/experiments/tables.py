@@ -11,7 +11,7 @@ from promptris.config import PROMPT_NAMES, PromptName
 from promptris.errors import InputError
 from promptris.training.config import Recipe
 
-Where = Literal["main", "all", "seen and unseen"]
+Where = Literal["main", "all", "seen and unseen", "everything"]
 STRICT = "P@0.9 - P@0.5"
 """How much more is gained at the strict threshold than at the loose one."""
 
@@ -72,6 +72,7 @@ class Row:
         paper: its key in the paper's table; None where the paper has no such row.
         prompts: SAM prompts used when it is measured; None means all.
         method: "model", or "proposals" for mask classification by the towers alone.
+        masks: which of the model's masks count.
     """
 
     label: str
@@ -79,6 +80,7 @@ class Row:
     paper: str | None = None
     prompts: tuple[PromptName, ...] | None = None
     method: Literal["model", "proposals"] = "model"
+    masks: Literal["final", "coarse"] = "final"
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,11 @@ class Table:
         title: what it shows.
         rows: from top to bottom.
         metrics: columns of each split.
-        where: the splits: the recipe's main one, all of them, or referents of seen and of unseen categories.
+        where: the splits: the recipe's main one, all of them, referents of seen and of unseen categories, or all of
+            these.
         orderings: what the paper's numbers say about the rows.
         notes: about protocols, printed below.
+        tags: the mIoU is told by these, too, where the data tell them of expressions (RefShapes).
     """
 
     name: str
@@ -111,6 +115,7 @@ class Table:
     where: Where = "main"
     orderings: tuple[Ordering, ...] = ()
     notes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 def _subset(prompts: tuple[PromptName, ...]) -> Row:
@@ -140,6 +145,23 @@ _COARSE_ROWS = "Rows without SAM show the coarse mask, trained for as many steps
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
+        Table(
+            "model",
+            "The model that a recipe makes",
+            (
+                Row("final mask", FULL),
+                Row("coarse mask", FULL, masks="coarse"),
+                Row("mask classification", None, method="proposals"),
+            ),
+            ("oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc"),
+            "everything",
+            (
+                Ordering("coarse mask", "final mask"),
+                Ordering("coarse mask", "final mask", STRICT),
+                Ordering("mask classification", "final mask"),
+            ),
+            tags=("kind", "same_category", "size"),
+        ),
         Table(
             "table1",
             "Table 1: the data sets",

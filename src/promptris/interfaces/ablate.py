@@ -18,7 +18,9 @@ DEFAULT_RECIPE = "refshapes-ablation"
 
 def ablate_command(
     context: typer.Context,
-    tables: Annotated[list[str], typer.Argument(help="table1, table2, table3, table4, table5, icl; or all.")],
+    tables: Annotated[
+        list[str], typer.Argument(help="table1, table2, table3, table4, table5, icl, model; or all.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the tables and everything that they are made from.")],
     recipe: Annotated[str, typer.Option(help="Recipe that every run starts from.")] = DEFAULT_RECIPE,
     seeds: Annotated[str, typer.Option(help="Comma list of training seeds.")] = "0,1,2",
@@ -42,7 +44,9 @@ def ablate_command(
     count = next((k for k, word in enumerate(tables) if word.startswith("-")), len(tables))
     names, changes = tables[:count], [*tables[count:], *context.args]
     if not names:
-        raise InputError("no table is named before the other options: give table1 to table5, icl, or all")
+        raise InputError(
+            "no table is named before the other options: give table1 to table5, icl, model, or all"
+        )
     plan = Plan(
         tables=tuple(get_tables(names)),
         recipe=load_recipe(recipe, changes),
