@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -30,7 +31,7 @@ from promptris.processing import normalised
 from promptris.training.callbacks import SeedSteps
 from promptris.training.config import Recipe, Stage
 from promptris.training.data import prepare_data
-from promptris.training.recipes import load_recipe
+from promptris.training.recipes import load_recipe, plain
 from promptris.training.run import run_recipe, tune
 
 
@@ -71,6 +72,20 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Recipe]):
     assert len(lines) == report["metrics"]["count"]
     assert json.loads((out / "evaluation" / "metrics.json").read_text()) == report["metrics"]
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_model_folder_tells_how_it_was_made(finished: tuple[Path, Recipe]):
+    out, recipe = finished
+    card = (out / "model" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "promptris" and head["pipeline_tag"] == "image-segmentation"
+    again = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    assert again == plain(recipe)
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    (line,) = [line for line in card.splitlines() if line.startswith("| final mask |")]
+    assert line.split("|")[3].strip() == f"{100 * metrics['mIoU']:.1f}"
+    assert "On a photograph its masks mean nothing" in card
+    assert load_sam(recipe.towers.sam).sha256[:12] in card
 
 
 def test_metrics_file_has_a_row_per_step_and_sam_terms_in_the_second_stage(finished: tuple[Path, Recipe]):

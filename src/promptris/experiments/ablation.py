@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +27,10 @@ from promptris.experiments.tables import Row, Table, Variant
 from promptris.experiments.work import Job, Task
 from promptris.training.config import Recipe
 from promptris.training.data import prepare_data
+from promptris.training.model_card import hardware, steps_seconds
 from promptris.training.recipes import dump_recipe, load_recipe
 from promptris.training.towers import prepare_towers
+from promptris.training.trainer import METRICS_FILE
 
 Notify = Callable[[str], None]
 RECIPE_FILE = "recipe.yaml"
@@ -209,14 +208,13 @@ class Ablation:
 
     def _facts(self) -> dict[str, Any]:
         plan = self.plan
-        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return {
             "command": plan.command,
             "commit": commit(),
             "recipe": plan.recipe_name,
             "seeds": list(plan.seeds),
             "scenes": plan.scenes if self.on_refshapes else None,
-            "hardware": ", ".join(gpus) or f"{os.cpu_count()} CPU cores ({platform.machine()})",
+            "hardware": hardware(),
             "torch": torch.__version__,
         }
 
@@ -226,10 +224,7 @@ class Ablation:
         for path in (self.plan.out / "towers").glob("*/pretraining.json"):
             seconds += json.loads(path.read_text())["seconds"]
         for task in tasks:
-            metrics = task.folder / "run" / "metrics.csv"
-            if metrics.is_file():
-                with metrics.open(newline="") as file:
-                    seconds += sum(float(row["seconds"]) for row in csv.DictReader(file))
+            seconds += steps_seconds(task.folder / "run" / METRICS_FILE)
             for job in task.jobs:
                 with safe_open(task.folder / job.file_name, "np") as file:
                     seconds += json.loads(file.metadata()["facts"])["seconds"]

@@ -27,11 +27,12 @@ from promptris.training.config import Recipe
 from promptris.training.data import prepare_data
 from promptris.training.embedding_cache import BuildEmbeddings
 from promptris.training.guard import BadLossGuard
+from promptris.training.model_card import CARD_FILE, model_card
 from promptris.training.module import PromptRISTraining
 from promptris.training.recipes import dump_recipe, load_recipe, plain
 from promptris.training.schedule import make_schedule
 from promptris.training.towers import prepare_towers
-from promptris.training.trainer import AUTOCAST, check_engine, fit_steps, world_size
+from promptris.training.trainer import AUTOCAST, METRICS_FILE, check_engine, fit_steps, world_size
 from promptris.training.validation import Pictures, Validation
 
 RECIPE_FILE, RESULT_FILE, SKIPPED_FILE = "recipe.yaml", "result.json", "skipped.txt"
@@ -84,6 +85,8 @@ def run_recipe(
     result = evaluate(predictor, validation, recipe.data.val_split, folder=out / "evaluation", team=team)
     if team.rank == 0:
         report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
+        card = model_card(model, recipe, result, out / METRICS_FILE)
+        (out / "model" / CARD_FILE).write_text(card, encoding="utf-8")
         (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return result
 
