@@ -31,7 +31,7 @@ OTHER = PromptRISConfig(
         initial_bias=-2.5,
     ),
     sam_prompts=SamPromptConfig(
-        enabled=("mask", "text"), text_layers=1, text_heads=2, gumbel_temperature=0.5
+        enabled=("mask", "text"), text_layers=1, text_heads=2, gumbel_temperature=0.5, refine=False
     ),
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -199,6 +201,32 @@ def test_without_sam_the_coarse_mask_is_the_answer(predictor, with_image, model,
     assert np.array_equal(answer.coarse_mask, reference.coarse_mask)
     assert answer.point == reference.point
     assert 0.5 < answer.score < 1  # mean probability inside a mask cut at 0.5
+
+
+def test_a_model_trained_without_sam_answers_so_wherever_it_is_loaded(model, make_model, pixels, tmp_path):
+    make_model(seed=7, sam_prompts={"refine": False}).save_pretrained(tmp_path, full=True)
+    loaded = load(tmp_path, device="cpu")
+    assert not loaded.with_sam and Predictor(model).with_sam
+    assert Predictor(loaded.model, with_sam=True).with_sam
+    with_image = loaded.set_image(pixels)
+    assert with_image.features.sam_embeddings is None
+    answer = with_image.predict("a b")
+    assert np.array_equal(answer.mask, answer.coarse_mask)
+    (other,) = loaded.answer_images([pixels], ["a b"], [0], prompts=None)
+    assert np.array_equal(other.mask, answer.mask)
+    with pytest.raises(InputError, match=r"without SAM.*clicks"):
+        with_image.predict("a b", points=[(1, 1, 1)])
+    for prompts in (("mask",), ()):
+        with pytest.raises(InputError, match=r"without SAM.*choice of SAM prompts"):
+            with_image.predict("a b", prompts=prompts)
+
+
+def test_models_saved_before_there_was_a_choice_answer_with_sam(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    del config["model"]["sam_prompts"]["refine"]
+    (older / "config.json").write_text(json.dumps(config))
+    assert load(older, device="cpu").with_sam
 
 
 def test_the_point_marks_the_highest_coarse_response(make_model):

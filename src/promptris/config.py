@@ -115,12 +115,14 @@ class SamPromptConfig(_Checked):
         text_layers: transformer blocks of the text prompt.
         text_heads: their attention heads.
         gumbel_temperature: temperature of the straight-through Gumbel-Softmax over positions.
+        refine: the answer is SAM's; without it, as for models trained without SAM, it is the coarse mask.
     """
 
     enabled: tuple[PromptName, ...] = PROMPT_NAMES
     text_layers: int = 2
     text_heads: int = 8
     gumbel_temperature: float = 1.0
+    refine: bool = True
 
 
 @dataclass

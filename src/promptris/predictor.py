@@ -111,7 +111,8 @@ class _AnswersExpressions(ABC):
             points: clicks that correct the answer, (x, y, label) in the image's own pixels.
 
         Raises:
-            InputError: when no image was set, for an empty expression, or for a click outside the image.
+            InputError: when no image was set, for an empty expression, for a click outside the image, or for
+                prompts or clicks where the model answers without SAM.
         """
         current = self._current()
         texts = [expression] if isinstance(expression, str) else list(expression)
@@ -130,7 +131,8 @@ class Predictor(_AnswersExpressions):
         model: the model, on the device to use.
         threshold: a pixel belongs to the mask when its probability is above this.
         expressions_per_pass: how many expressions run through the model at once.
-        with_sam: refine with SAM; without it, as for models trained so, the coarse mask is the answer.
+        with_sam: refine with SAM; without it, as for models trained so, the coarse mask is the answer. None
+            does what the model was trained for (`SamPromptConfig.refine`).
     """
 
     def __init__(
@@ -138,14 +140,14 @@ class Predictor(_AnswersExpressions):
         model: PromptRIS,
         threshold: float = 0.5,
         expressions_per_pass: int = 16,
-        with_sam: bool = True,
+        with_sam: bool | None = None,
     ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"the threshold must lie between 0 and 1, not at {threshold}")
         self.model = model.eval()
         self.processor: Processor = model.processor()
         self.threshold, self.expressions_per_pass = threshold, expressions_per_pass
-        self.with_sam = with_sam
+        self.with_sam = model.config.sam_prompts.refine if with_sam is None else with_sam
         self.device = next(model.parameters()).device
         self._latest: ImagePredictor | None = None
 
@@ -204,7 +206,16 @@ class Predictor(_AnswersExpressions):
             image_index: the image each is about.
             prompts: SAM prompts to use; None means the model's own.
             clicks: corrections, in the pixels of the one image they belong to.
+
+        Raises:
+            InputError: for a click outside the image, or for prompts or clicks where the model answers without
+                SAM.
         """
+        if not self.with_sam and (prompts is not None or len(clicks)):
+            raise InputError(
+                f"this model answers with CLIP's coarse mask, without SAM, and so takes no "
+                f"{'clicks' if prompts is None else 'choice of SAM prompts'}: leave them out"
+            )
         predictions: list[Prediction] = []
         for start in range(0, len(expressions), self.expressions_per_pass):
             part = slice(start, start + self.expressions_per_pass)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from promptris.errors import InputError
 from promptris.experiments.ablation import Ablation, Plan
@@ -35,7 +36,6 @@ def plan(towers: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
         scenes=2,
         device="cpu",
         parallel=2,
-        command="promptris ablate icl",
     )
 
 
@@ -102,8 +102,82 @@ def test_what_is_there_is_not_done_again(plan: Plan, made: Path, said: list[str]
 def test_another_recipe_needs_another_folder(plan: Plan, made: Path):
     with pytest.raises(InputError, match="runs of another recipe"):
         Ablation(replace(plan, recipe=replace(plan.recipe, seed=9)), print).run()
+    half = replace(plan.recipe, engine=replace(plan.recipe.engine, precision="bf16"))
+    with pytest.raises(InputError, match="runs of another recipe"):
+        Ablation(replace(plan, recipe=half), print).run()
     with pytest.raises(InputError, match="has 2 scenes, not 3"):
         Ablation(replace(plan, scenes=3), print).run()
+
+
+def test_it_may_be_computed_otherwise_and_from_elsewhere(
+    plan: Plan, made: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(made.parent)
+    engine = replace(plan.recipe.engine, workers=1, checkpoint_seconds=9.0)
+    said.clear()
+    changed = replace(plan, out=Path(made.name), recipe=replace(plan.recipe, engine=engine))
+    results, _ = Ablation(changed, said.append).run()
+    assert said == ["2 of 2 runs are there already"] and len(results) == 1
+
+
+def test_two_commands_in_one_folder_are_refused(plan: Plan, made: Path):
+    with FileLock(made / ".lock"), pytest.raises(InputError, match="another command is at work"):
+        Ablation(plan, print).run()
+
+
+def test_a_measurement_of_another_model_or_of_other_data_does_not_count(plan: Plan, made: Path):
+    recipe = load_recipe(str(made / "recipe.yaml"))
+    tasks = {task.name: task for task in Ablation(plan, print).tasks(recipe)}
+    task = tasks["full-seed3"]
+    assert not task.missing
+    (job,) = task.jobs
+    assert replace(task, jobs=(replace(job, data="other"),)).missing
+    weights = task.folder / "run" / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert task.missing == [job]
+    finally:
+        weights.write_bytes(content)
+    result = task.folder / "run" / "result.json"
+    result.rename(task.folder / "aside.json")
+    try:
+        assert task.missing == [job]
+    finally:
+        (task.folder / "aside.json").rename(result)
+    assert not task.missing
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--model.prompting.direction=v2l", "direction is not both"),
+        ("--model.sam_prompts.enabled=[mask]", "leaves prompts out"),
+        ("--train.icl_weight=0", "icl_weight is 0"),
+        ("--train.tune_towers=true", "tune_towers is set"),
+        ("--train.stages=[{epochs: 1, sam: false}]", "no stage has SAM"),
+    ],
+)
+def test_the_recipe_must_be_of_the_whole_method(plan: Plan, option: str, words: str):
+    with pytest.raises(InputError, match=words):
+        Ablation(replace(plan, recipe=load_recipe("refshapes-smoke", [option])), print)
+
+
+def test_a_row_whose_run_failed_is_left_out_and_named(
+    plan: Plan, made: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = made / "runs" / "cmp-sam-seed3"
+    folder.rename(folder.with_name("aside"))
+    monkeypatch.setattr("promptris.experiments.ablation.Runner.run", lambda self, tasks: [])
+    try:
+        results, _ = Ablation(plan, lambda _: None).run()
+    finally:
+        folder.with_name("aside").rename(folder)
+    assert [row.label for row in results[0].table.rows] == ["with ICL"]
+    assert "Not shown, because a run failed: without ICL." in (made / "icl.md").read_text()
+    monkeypatch.undo()
+    Ablation(plan, lambda _: None).run()
+    assert "| without ICL |" in (made / "icl.md").read_text()
 
 
 def test_a_folder_with_other_things_is_refused(plan: Plan, tmp_path: Path):
@@ -115,7 +189,10 @@ def test_a_folder_with_other_things_is_refused(plan: Plan, tmp_path: Path):
 def test_runs_are_shared_between_tables(plan: Plan, tmp_path: Path):
     """Eight models for all tables, and one method without training; on RefShapes, Table 2 needs none of its own."""
     everything = replace(plan, tables=tuple(get_tables(["all"])), seeds=(0, 1), out=tmp_path)
-    tasks = Ablation(everything, print).tasks(everything.recipe)
+    ablation = Ablation(everything, print)
+    for split in ablation._all_splits():
+        make_test_scenes(tmp_path / "tests", Path(str(split.root)).name, 1, 128)
+    tasks = ablation.tasks(everything.recipe)
     trained = {task.name for task in tasks if task.recipe is not None}
     names = ("clip", "v2l", "l2v", "cmp", "cmp-icl", "cmp-sam", "full", "tuned-towers")
     assert trained == {f"{name}-seed{seed}" for name in names for seed in (0, 1)}
@@ -128,13 +205,13 @@ def test_runs_are_shared_between_tables(plan: Plan, tmp_path: Path):
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path):
     split = MeasuredSplit("val", "refshapes", str(tmp_path / "nowhere"), ("val",))
     tasks = [
-        Task(name, tmp_path / name, tmp_path / "missing.yaml", None, "cpu", (Job(split),))
+        Task(name, tmp_path / name, tmp_path / "missing.yaml", ("c", "s"), "cpu", (Job(split),))
         for name in ("a", "b")
     ]
     said: list[str] = []
     outcomes = Runner(1, said.append).run(tasks)
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert len(said) == 2 and all("failed, see" in sentence for sentence in said)
+    assert sum("failed, see" in sentence for sentence in said) == 2
     assert "cannot read the recipe" in (tmp_path / "a" / "log.txt").read_text()
     assert "Traceback" not in (tmp_path / "a" / "log.txt").read_text()
 

@@ -81,6 +81,21 @@ def test_drawing_an_image_twice_is_having_its_expressions_twice(measured: Measur
         assert (weights @ above) / (weights @ below) == pytest.approx(doubled.value(metric)), metric
 
 
+def test_objects_of_different_images_are_different_whatever_their_numbers():
+    """Both images have an object 1: means 0.2 and 1.0 of three objects, 0.5 of the third."""
+    hundred, inter = np.full(5, 100), np.array([10, 30, 100, 100, 50])
+    found = Measurements(
+        np.array([7, 7, 8, 8, 8]),
+        np.array([1, 1, 1, 1, 2]),
+        np.arange(5),
+        {"final": inter, "coarse": inter},
+        {"final": hundred, "coarse": hundred},
+    )
+    assert found.value("InstAcc") == pytest.approx((0.2 + 1.0 + 0.5) / 3)
+    above, below = found.parts("InstAcc")
+    assert above.tolist() == pytest.approx([0.2, 1.5]) and below.tolist() == [1, 2]
+
+
 def test_what_is_saved_is_read_again(measured: Measurements, tmp_path: Path):
     path = tmp_path / "deep" / "m.safetensors"
     measured.save(path, {"split": "val"})

@@ -1,4 +1,4 @@
-"""Spread over seeds and bootstrap over images, against cases that can be worked out."""
+"""Spread over seeds, and differences with their intervals, against cases that can be worked out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from promptris.errors import InputError
 from promptris.experiments.measurements import Measurements
-from promptris.experiments.statistics import Cell, Spread, compare, spread
+from promptris.experiments.statistics import Cell, Difference, Spread, compare, spread, t_quantile
 
 
 def rows(ious: list[int], images: list[int] | None = None) -> Measurements:
@@ -28,8 +28,8 @@ def test_spread_is_mean_and_sample_deviation():
 
 
 def test_a_constant_gain_has_no_spread_however_different_the_images_are():
-    first = Cell((rows([10, 50, 90, 30]),))
-    second = Cell((rows([15, 55, 95, 35]),))
+    first = Cell((rows([10, 50, 90, 30]), rows([20, 40, 80, 30])))
+    second = Cell((rows([15, 55, 95, 35]), rows([25, 45, 85, 35])))
     found = compare(first, second, "mIoU")
     assert found.mean == pytest.approx(0.05)
     assert found.low == pytest.approx(0.05) and found.high == pytest.approx(0.05)
@@ -59,11 +59,57 @@ def test_images_are_drawn_and_not_expressions():
 
 
 def test_seeds_that_disagree_leave_it_undecided():
-    first = Cell((rows([50] * 30), rows([50] * 30)))
-    second = Cell((rows([90] * 30), rows([49] * 30)))
+    assert Difference("mIoU", 0.2, (0.40, -0.01), 0.1, 0.3, 30).verdict == "undecided"
+    assert Difference("mIoU", 0.2, (0.40, 0.01), 0.1, 0.3, 30).verdict == "seen"
+    assert Difference("mIoU", -0.2, (-0.40, -0.01), -0.3, -0.1, 30).verdict == "not seen"
+    assert Difference("mIoU", 0.2, (0.40, 0.01), -0.1, 0.3, 30).verdict == "undecided"
+
+
+def test_one_seed_or_one_image_decides_nothing():
+    """However large the gain and however many the images: another seed may say the opposite."""
+    one = compare(Cell((rows([10] * 50),)), Cell((rows([90] * 50),)), "mIoU")
+    assert one.low > 0.7 and one.verdict == "undecided"
+    two = Cell((rows([10] * 50),) * 2), Cell((rows([90] * 50),) * 2)
+    assert compare(*two, "mIoU").verdict == "seen"
+    one = compare(Cell((rows([10]),) * 2), Cell((rows([90]),) * 2), "mIoU")
+    assert one.low > 0.7 and one.verdict == "undecided"
+
+
+def test_students_t():
+    """Printed tables, two-sided 95 %."""
+    printed = {1: 12.706, 2: 4.303, 3: 3.182, 10: 2.228, 30: 2.042, 1e9: 1.960}
+    for freedom, value in printed.items():
+        assert t_quantile(freedom) == pytest.approx(value, rel=1e-3), freedom
+
+
+def test_the_interval_of_seeds_alone_is_students():
+    """All images alike, three seeds with gains of 2, 4 and 9 points: 5 +- 4.303 s / sqrt(3), s^2 = 13."""
+    first, second = Cell((rows([40] * 20),)), Cell(tuple(rows([40 + k] * 20) for k in (2, 4, 9)))
     found = compare(first, second, "mIoU")
-    assert found.low > 0 and found.per_seed == pytest.approx((0.40, -0.01))
-    assert found.verdict == "undecided"
+    half = 0.04303 * (13 / 3) ** 0.5
+    assert (found.low, found.high) == pytest.approx((0.05 - half, 0.05 + half), rel=1e-3)
+
+
+@pytest.mark.parametrize("images_differ", [0.0, 0.1])
+def test_training_noise_is_no_gain_and_a_real_gain_is_found(images_differ: float):
+    """Rows of three seeds whose mIoU moves by a point from seed to seed, 200 times over."""
+    rng = np.random.default_rng(0)
+
+    def row(level: np.ndarray) -> Cell:
+        noise = (rng.normal(0, 0.01) + rng.normal(0, 0.03, len(level)) for _ in range(3))
+        return Cell(tuple(rows(np.rint(100 * (level + one)).astype(int).tolist()) for one in noise))
+
+    def verdicts(gain: float) -> list[str]:
+        found = []
+        for _ in range(200):
+            level = rng.uniform(0.3, 0.7, 100)
+            better = level + gain + rng.normal(0, images_differ, 100)
+            found.append(compare(row(level), row(better), "mIoU", resamples=200).verdict)
+        return found
+
+    assert sum(one != "undecided" for one in verdicts(0.0)) <= 20
+    gained = verdicts(0.05)
+    assert gained.count("seen") >= 150 and "not seen" not in gained
 
 
 def test_a_row_without_seeds_is_paired_with_every_seed():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from promptris.errors import InputError
 from promptris.experiments.measurements import METRICS
 from promptris.experiments.results import paper_figures, paper_tables
-from promptris.experiments.splits import measured_splits
+from promptris.experiments.splits import MeasuredSplit, measured_splits
 from promptris.experiments.tables import CLIP, CMP_SAM, FULL, TABLES, TUNED, Variant, get_tables
+from promptris.training.data import prepare_data
 from promptris.training.recipes import dump_recipe, load_recipe
 
 
@@ -37,7 +42,8 @@ def test_orderings_are_about_rows_that_are_there_and_the_paper_agrees_with_them(
         assert set(table.metrics) <= set(METRICS)
         for ordering in table.orderings:
             worse, better = labels[ordering.worse], labels[ordering.better]
-            if worse.paper is None:
+            if not table.claimed_by_paper(ordering):
+                assert worse.paper is None or better.paper is None
                 continue
             for split in measured_splits(recipe, table.where, Path("tests")):
                 first, second = paper_figures(table, worse, split), paper_figures(table, better, split)
@@ -89,10 +95,154 @@ def test_splits_follow_the_recipe():
     assert labels("refshapes-ablation", "seen and unseen") == ["seen", "unseen"]
     assert labels("refcoco", "main", "--data.root=d") == ["refcoco val"]
     assert labels("refcocog", "all", "--data.root=d") == ["refcocog val", "refcocog test"]
+    google = "--data.split_by=google"
+    assert labels("refcocog", "all", "--data.root=d", google) == ["refcocog google val"]
     assert len(labels("refcoco-combined", "all", "--data.root=d")) == 9
     assert labels("own-data", "all", "--data.name=my/desk") == ["desk val"]
-    with pytest.raises(InputError, match="no seen and unseen"):
+    with pytest.raises(InputError, match="seen and unseen categories are told, not for my/desk"):
         labels("own-data", "seen and unseen", "--data.name=my/desk")
+
+
+def test_a_data_set_without_a_partition_is_measured_in_the_one_that_is_trained_on():
+    """Training reads umd then; google's val lies in umd's train split."""
+    recipe = load_recipe("refcocog", ["--data.root=d", "--data.split_by=null"])
+    assert recipe.data.split_by is None
+    for where in ("main", "all", "seen and unseen"):
+        found = measured_splits(recipe, where, Path("t"))
+        assert {split.split_by for split in found} == {"umd"}, where
+    everything = measured_splits(load_recipe("refcoco-combined", ["--data.root=d"]), "all", Path("t"))
+    assert [s.label for s in everything if s.name == "refcocog"] == [
+        *("refcocog google val", "refcocog val", "refcocog test")
+    ]
+
+
+def test_table_2_says_which_partition_it_needs():
+    """The recipe `seen` names RefCOCO's partition, which RefCOCOg does not have; its categories are not to blame."""
+    recipe = load_recipe("seen", ["--data.root=d", "--data.name=refcocog"])
+    with pytest.raises(InputError, match=r"partition google or umd.*'unc'.*--data\.split_by=umd"):
+        measured_splits(recipe, "seen and unseen", Path("t"))
+
+
+def test_the_main_split_is_the_recipes_validation_split():
+    def main(*options: str) -> tuple[str, str | None, str | None]:
+        (found,) = measured_splits(
+            load_recipe("refcoco-combined", ["--data.root=d", *options]), "main", Path("t")
+        )
+        return found.label, found.split_by, found.paper
+
+    assert main() == ("refcoco val", "unc", "refcoco/val")
+    assert main("--data.val_name=null") == ("refcoco val", "unc", "refcoco/val")
+    chosen = ("--data.val_name=refcocog", "--data.val_split=test")
+    assert main(*chosen) == ("refcocog test", "umd", "refcocog/test_umd")
+    assert main("--data.val_split=testA") == ("refcoco testA", "unc", "refcoco/testA")
+    assert main("--data.val_name=my/desk") == ("desk val", None, None)
+    # It is the same measurement as that of Table 1.
+    recipe = load_recipe("refcoco-combined", ["--data.root=d", "--data.val_split=testA"])
+    assert measured_splits(recipe, "main", Path("t"))[0] in measured_splits(recipe, "all", Path("t"))
+
+
+def test_the_papers_figures_stand_beside_the_split_that_they_are_of():
+    tables = get_tables(["table3", "table4", "table5", "icl"])
+    on_val = MeasuredSplit("refcoco val", "refcoco", "d", ("val",), "unc", paper="refcoco/val")
+    elsewhere = (
+        MeasuredSplit("refcocog val", "refcocog", "d", ("val",), "umd", paper="refcocog/val_umd"),
+        MeasuredSplit("refcoco testA", "refcoco", "d", ("testA",), "unc", paper="refcoco/testA"),
+        MeasuredSplit("desk val", "my/desk", None, ("val",)),
+    )
+    scenes = MeasuredSplit("standard", "refshapes", "t/standard", ("test",))
+    for table in tables:
+        row = table.rows[-1]
+        assert paper_figures(table, row, on_val) == paper_figures(table, row, scenes) != {}
+        assert [paper_figures(table, row, split) for split in elsewhere] == [{}, {}, {}]
+
+
+def test_another_training_set_than_the_papers_is_told():
+    def told(recipe: str, where, *options: str) -> set[str]:
+        found = measured_splits(load_recipe(recipe, ["--data.root=d", *options]), where, Path("t"))
+        return {split.other_training for split in found}
+
+    assert told("refcoco-combined", "all") == {""}
+    assert told("refcoco-combined", "all", "--data.categories=seen") == {
+        "refcoco-combined, seen categories only"
+    }
+    assert told("refcoco-combined", "seen and unseen", "--data.categories=seen") == {""}
+    assert told("refcoco", "main") == told("seen", "seen and unseen") == {"refcoco"}
+    assert told("seen", "main") == {"refcoco, seen categories only"}
+    assert told("own-data", "main", "--data.name=my/desk") == {""}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """Own data: twenty photos of a mug, without splits."""
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    lines: list[dict[str, Any]] = []
+    for number in range(20):
+        Image.new("RGB", (12, 8), (90, 10 * number, 30)).save(folder / f"{number}.png")
+        mask = np.zeros((8, 12), dtype=np.uint8)
+        mask[2:5, 3:9] = 255
+        Image.fromarray(mask).save(folder / f"mask{number}.png")
+        lines.append({"image": f"{number}.png", "mask": f"mask{number}.png", "expression": "the mug"})
+    (folder / "expressions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_training_held_out_is_what_is_measured(desk: Path, tmp_path: Path, broken: bool):
+    if broken:  # which images are drawn depends on what is left out
+        (desk / "mask3.png").write_bytes(b"")
+    recipe = load_recipe(
+        "own-data",
+        [f"--data.name={desk}", "--data.val_share=0.2", f"--data.skip_broken={str(broken).lower()}"],
+    )
+    training, validation = prepare_data(recipe.data, tmp_path / "out")
+    (split,) = measured_splits(recipe, "main", tmp_path)
+    split = MeasuredSplit.from_dict(json.loads(json.dumps(split.to_dict())))
+    dataset, name = split.open()
+    assert dataset.image_ids(name) == validation.image_ids(recipe.data.val_split)
+    assert len(dataset.image_ids(name)) == 4
+    assert not set(dataset.image_ids(name)) & set(training.image_ids(recipe.data.train_split))
+    other = load_recipe("own-data", [f"--data.name={desk}", "--data.val_share=0.3"])
+    assert measured_splits(other, "main", tmp_path)[0].key != split.key
+
+
+def test_generalised_data_are_refused(tmp_path: Path):
+    folder = tmp_path / "grefcoco"
+    folder.mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "images" / "a.jpg")
+    square = {"image_id": 7, "category_id": 3, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+    instances = {
+        "images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}],
+        "annotations": [square | {"id": 10}, square | {"id": 11}],
+        "categories": [{"id": 3, "name": "boat"}],
+    }
+    (folder / "instances.json").write_text(json.dumps(instances))
+
+    def ref(number: int, split: str, ann_ids: list[int]) -> dict[str, Any]:
+        sentence = {"sent_id": number, "sent": "boats", "raw": "boats", "tokens": ["boats"]}
+        return {
+            "ref_id": number,
+            "ann_id": ann_ids,
+            "category_id": [3] * len(ann_ids),
+            "image_id": 7,
+            "split": split,
+            "no_target": not ann_ids,
+            "sent_ids": [number],
+            "sentences": [sentence],
+        }
+
+    refs = [ref(1, "train", [10, 11]), ref(2, "val", [10]), ref(3, "testA", [10, 11]), ref(4, "testB", [-1])]
+    refs[3]["no_target"] = True
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+
+    def opened(split: str) -> int:
+        return len(MeasuredSplit(split, "grefcoco", str(tmp_path), (split,)).open()[0].samples(split))
+
+    assert opened("val") == 1
+    for split in ("testA", "testB"):
+        with pytest.raises(InputError, match=f"grefcoco {split} has expressions that mean several"):
+            opened(split)
 
 
 def test_tables_are_asked_for_by_name():

@@ -82,6 +82,9 @@ def test_evaluate_prints_what_it_writes(promptris: Command, shapes_root: Path, m
     assert rows["coarse"][1] == f"{100 * metrics['coarse']['oIoU']:.1f}"
     assert {"final, attribute", "final, location", "final, relation"} <= set(rows)
 
+    assert "objects: all that are annotated in an image" in run.out
+    assert metrics["baselines"]["objects"] == "annotations"
+
     other = promptris("evaluate", "--model", model_folder, *where, "--prompts", "point")
     assert other.code == 0
     assert json.loads(Path("res/metrics.json").read_text()) != metrics
@@ -117,6 +120,21 @@ def test_evaluate_refuses(
     promptris("evaluate", *arguments).refused(words)
     assert not Path("res/metrics.json").exists()
     assert Path("FILE").read_text() == "mine"
+
+
+def test_evaluate_tells_no_trivial_answers_to_sentences_about_several_things(
+    promptris: Command, model_folder: Path
+) -> None:
+    Path("desk").mkdir()
+    Image.new("RGB", (40, 30)).save("desk/a.png")
+    Image.new("L", (40, 30), 255).save("desk/m.png")
+    Path("desk/expressions.csv").write_text(
+        "image,mask,expression,split\na.png,m.png,the desk,val\na.png,,a dog,val"
+    )
+    where = ("--dataset", "desk", "--split", "val", "--out", "res")
+    run = promptris("evaluate", "--model", model_folder, *where)
+    assert run.code == 0 and "gIoU" in run.out and "objects:" not in run.out
+    assert "baselines" not in json.loads(Path("res/metrics.json").read_text())
 
 
 def test_evaluate_names_a_missing_image(

@@ -26,7 +26,7 @@ from promptris.modeling.base_weights import content_hash, load_clip, load_sam
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.ops.resizing import pool_masks
-from promptris.predictor import load
+from promptris.predictor import Predictor, load
 from promptris.processing import normalised
 from promptris.training.callbacks import SeedSteps
 from promptris.training.config import Recipe, Stage
@@ -85,6 +85,14 @@ def test_the_model_folder_tells_how_it_was_made(finished: tuple[Path, Recipe]):
     (line,) = [line for line in card.splitlines() if line.startswith("| final mask |")]
     assert line.split("|")[3].strip() == f"{100 * metrics['mIoU']:.1f}"
     assert "On a photograph its masks mean nothing" in card
+    # RefShapes trains on its seen categories alone, whatever the recipe asks for.
+    (data,) = [line for line in card.splitlines() if line.startswith("- Data:")]
+    told = set(data.rstrip(".").split("seen categories: ")[1].split(", "))
+    dataset = read_refer(out / "data", "refshapes")
+    assert told == {dataset.categories[one.category_id] for one in dataset.referents("train")}
+    (missing,) = [line for line in card.splitlines() if line.startswith("- Categories that no sentence")]
+    assert "moon" in missing and "heart" in missing
+    assert "It answers with coarse masks" not in card
     assert load_sam(recipe.towers.sam).sha256[:12] in card
 
 
@@ -422,8 +430,12 @@ def test_towers_may_be_trained_too_as_an_upper_bound(recipe: Recipe, towers: Pat
     assert changed["vision_encoder.layers.0.attn.qkv.weight"]
     assert changed["mask_decoder.transformer.layers.0.self_attn.q_proj.weight"]
     assert not any(value for name, value in changed.items() if "positional_embedding" in name)
-    # A model that holds its towers names no others.
+    # A model that holds its towers names no others; its card tells where they came from.
     assert model.sources == {}
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    for name, base in (("CLIP", load_clip(towers / "clip")), ("SAM", load_sam(towers / "sam"))):
+        (line,) = [line for line in card.splitlines() if line.startswith(f"- {name}:")]
+        assert base.sha256[:12] in line and "trained further" in line
 
 
 def test_a_run_with_tuned_towers_is_resumed_to_the_same_weights(
@@ -464,6 +476,22 @@ def test_tuned_towers_are_never_lost(recipe: Recipe, tmp_path: Path, changes: di
 
 
 def test_a_model_trained_without_sam_is_measured_without_it(recipe: Recipe, tmp_path: Path):
-    recipe.train.stages = (Stage(epochs=2, sam=False),)
-    result = run_recipe(recipe, tmp_path / "out", device="cpu")
+    recipe.train.stages = (Stage(epochs=2.0, sam=False),)
+    recipe.train.validate_every = 1.0
+    out = tmp_path / "out"
+    before = plain(recipe)
+    result = run_recipe(recipe, out, device="cpu")
     assert result.final == result.coarse
+    assert all(row["mIoU"] == row["coarse_mIoU"] for row in rows(out / "validation.csv"))
+    # Whoever opens the model gets the answers that were measured; the recipe is what it was.
+    assert json.loads((out / "model" / "config.json").read_text())["model"]["sam_prompts"]["refine"] is False
+    assert not Predictor(PromptRIS.from_pretrained(out / "model")).with_sam
+    assert plain(recipe) == before
+    run_recipe(recipe, out, resume=True, device="cpu")
+
+    card = (out / "model" / "README.md").read_text()
+    assert "It answers with coarse masks" in card and "takes neither clicks" in card
+    assert "| coarse mask |" in card and "final mask" not in card
+    model = PromptRIS.from_pretrained(out / "model")
+    learnt = sum(p.numel() for part in (model.prompting, model.decoder) for p in part.parameters())
+    assert f" {learnt:,} parameters were trained" in card

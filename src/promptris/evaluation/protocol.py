@@ -18,7 +18,7 @@ from promptris.data.pictures import load_record
 from promptris.data.records import Expression, Referent
 from promptris.data.sampling import share_of_rank
 from promptris.errors import InputError
-from promptris.evaluation.baselines import Baselines, score_baselines
+from promptris.evaluation.baselines import Baselines
 from promptris.metrics import GRESMetrics, RISMetrics
 from promptris.ops.masks import mask_iou
 from promptris.predictor import Prediction
@@ -79,7 +79,7 @@ class Evaluation:
         by_kind: of the final masks, per kind of expression, where the data set tells kinds.
         generalised: gIoU, cIoU, N-acc and T-acc of the final masks, where some expressions mean several objects
             or none; empty otherwise.
-        baselines: what trivial answers score on the same split; None when they were not asked for.
+        baselines: what trivial answers score on the same split; None when they were not given.
     """
 
     final: dict[str, float]
@@ -109,7 +109,7 @@ def evaluate(
     images_per_pass: int = 4,
     progress: Callable[[int, int], None] | None = None,
     team: Team = ALONE,
-    with_baselines: bool = False,
+    baselines: Baselines | None = None,
 ) -> Evaluation:
     """Evaluate a split.
 
@@ -123,7 +123,7 @@ def evaluate(
         progress: called with (expressions done, expressions in all).
         team: processes that evaluate together: each takes its own images, all get the same result, and the first
             one writes it.
-        with_baselines: score trivial answers and ceilings too, where every expression means one object.
+        baselines: of this split, from `score_baselines`, to be told beside the model's metrics.
 
     Raises:
         InputError: for an unknown split, or an image or annotation that cannot be read.
@@ -139,10 +139,7 @@ def evaluate(
     shares = team.gather(own)
     for other in shares[1:]:
         shares[0].merge(other)
-    generalised = dataset.is_generalised(split)
-    result = shares[0].evaluation(generalised)
-    if with_baselines and not generalised:
-        result = replace(result, baselines=score_baselines(dataset, split))
+    result = replace(shares[0].evaluation(dataset.is_generalised(split)), baselines=baselines)
     if folder is not None and team.rank == 0:
         records = [record for share in shares for record in share.records]
         _write(result, sorted(records, key=lambda record: record[0]), folder)

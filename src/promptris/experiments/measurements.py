@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from promptris.config import PromptName
@@ -69,7 +69,10 @@ class Measurements:
             count = _sums(image, np.ones(len(iou)))
             return _sums(image, iou) / count, np.ones(len(count))
         if metric == "InstAcc":
-            _, first, instance = np.unique(self.ann_id, return_index=True, return_inverse=True)
+            # Paired with the image, for data whose annotation ids are unique within an image only.
+            pairs = np.stack([self.image_id, self.ann_id])
+            _, first, instance = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+            instance = instance.reshape(-1)  # NumPy 2.0 gives it the shape of `pairs` cut down
             means = _sums(instance, iou) / _sums(instance, np.ones(len(iou)))
             owner, images = image[first], int(image.max()) + 1
             above = np.bincount(owner, means, minlength=images)
@@ -103,6 +106,16 @@ class Measurements:
         arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         save_file(arrays, partial, metadata={"facts": json.dumps(facts)})
         partial.replace(path)
+
+    @staticmethod
+    def facts(path: Path) -> dict[str, Any]:
+        """What was saved with some measurements; nothing where the file is damaged."""
+        try:
+            with safe_open(path, "np") as file:
+                facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+        except (OSError, SafetensorError):
+            return {}
+        return facts
 
     @classmethod
     def load(cls, path: Path) -> Measurements:

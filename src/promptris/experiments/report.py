@@ -10,7 +10,7 @@ from promptris.experiments.statistics import Spread
 
 
 def to_markdown(result: TableResult) -> str:
-    """The table with the paper's numbers beside ours, what became of its claims, baselines and notes."""
+    """The table with the paper's numbers beside ours, what became of its claims and others, baselines and notes."""
     table = result.table
     lines = [f"# {table.title}", "", _origin(result), ""]
     for split in result.splits:
@@ -22,8 +22,10 @@ def to_markdown(result: TableResult) -> str:
         lines += [""]
         if any(split.label in tags for tags in result.by_tag.values()):
             lines += [*_by_tag(result, split.label), ""]
-    if result.judged:
-        lines += ["## The paper's orderings", "", *_orderings(result.judged, len(result.splits) > 1), ""]
+    for title, told in (("The paper's orderings", True), ("Other comparisons", False)):
+        judged = [one for one in result.judged if table.claimed_by_paper(one.ordering) is told]
+        if judged:
+            lines += [f"## {title}", "", *_orderings(judged, len(result.splits) > 1), ""]
     lines += [f"- {note}" for note in (*_protocol(result), *table.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -33,7 +35,8 @@ def _origin(result: TableResult) -> str:
     seeds = ", ".join(str(seed) for seed in facts["seeds"])
     return (
         f"`{facts['command']}`: recipe {facts['recipe']}, training seeds {seeds}, commit {facts['commit']}, "
-        f"{facts['hardware']}, {facts['minutes']:.0f} minutes for all that its folder holds."
+        f"{facts['hardware']}, {facts['minutes']:.0f} minutes of computing: towers, training of its rows, and "
+        "measuring them."
     )
 
 
@@ -56,7 +59,7 @@ def _figures(result: TableResult, split: str) -> list[str]:
 def _baselines(result: TableResult, split: str) -> list[str]:
     metrics = result.table.metrics
     baselines = result.baselines[split]
-    rows = [["without a model", *metrics]]
+    rows = [[f"without a model (objects: {baselines.objects})", *metrics]]
     for name, scores in baselines.trivial.items():
         rows.append([name, *(f"{100 * scores[metric]:.1f}" for metric in metrics)])
     for grid, scores in baselines.oracle.items():
@@ -93,13 +96,30 @@ def _orderings(judged: Sequence[Judged], with_split: bool) -> list[str]:
 
 def _protocol(result: TableResult) -> list[str]:
     seeds = len(result.facts["seeds"])
-    return [
+    notes = [
         "Protocol: every (referent, sentence) pair once, masks at the image's own size, probability above 0.5.",
-        f"± is the standard deviation over {seeds} training seeds; intervals come from drawing images again, the "
-        "same for both rows. A claim is seen, or not seen, where the interval leaves out 0 and all seeds agree.",
-        "The paper's numbers are those of RefCOCO with the full-size towers; on RefShapes only the orderings can be "
-        "compared.",
+        (f"± is the standard deviation over {seeds} training seeds. " if seeds > 1 else "")
+        + "Intervals are for other images and other training seeds: the variance from drawing images again, the same "
+        "for both rows, plus that of the seeds' differences. A claim is seen, or not seen, where the interval leaves "
+        "out 0 and all seeds agree; a single seed decides nothing, and its interval is for other images alone.",
     ]
+    beside_paper = [
+        split
+        for split in result.splits
+        if any(result.paper[row.label][split.label] for row in result.table.rows)
+    ]
+    if any(split.name == "refshapes" for split in beside_paper):
+        notes.append(
+            "The paper's numbers are those of RefCOCO with the full-size towers; on RefShapes only the orderings can "
+            "be compared."
+        )
+    notes += [
+        f"The paper trains on RefCOCO, RefCOCO+ and RefCOCOg together, these rows on {training}: part of the "
+        "distance from its numbers is the training set's."
+        for training in dict.fromkeys(split.other_training for split in beside_paper)
+        if training
+    ]
+    return notes
 
 
 def _spread(value: Spread) -> str:

@@ -22,7 +22,7 @@ Tags = Mapping[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim of the paper on one split: how it holds here, and by how much in the paper (percentage points)."""
+    """A claim on one split: how it holds here, and by how much in the paper (percentage points), if it tells."""
 
     ordering: Ordering
     split: str
@@ -112,6 +112,7 @@ class TableResult:
                     "better": judged.ordering.better,
                     "metric": judged.ordering.metric,
                     "split": judged.split,
+                    "claimed_by_paper": self.table.claimed_by_paper(judged.ordering),
                     "verdict": judged.verdict,
                     "difference": round(judged.difference.mean, 6),
                     "interval_95": [round(judged.difference.low, 6), round(judged.difference.high, 6)],
@@ -203,7 +204,10 @@ def paper_tables() -> dict[str, Any]:
 
 
 def paper_figures(table: Table, row: Row, split: MeasuredSplit) -> dict[str, float]:
-    """The paper's figures of a row, by metric; of the split where the paper tells several."""
+    """The paper's figures of a row, by metric; of the split where the paper tells several.
+
+    Tables that the paper measures on one split have them there, and on RefShapes, where orderings are compared.
+    """
     if row.paper is None:
         return {}
     told = paper_tables()[table.name]
@@ -215,6 +219,8 @@ def paper_figures(table: Table, row: Row, split: MeasuredSplit) -> dict[str, flo
         place = columns.index(split.paper)
         groups = {"mIoU": told} if table.name == "table2" else {m: told[m] for m in ("oIoU", "mIoU")}
         found = {metric: group[row.paper][place] for metric, group in groups.items() if row.paper in group}
+    elif split.paper != told["split"] and split.name != "refshapes":
+        return {}
     elif table.name == "icl":
         found = told[row.paper]
     else:

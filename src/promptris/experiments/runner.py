@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ import torch
 
 from promptris.experiments.work import Task
 
-GRACE_SECONDS = 60.0
-"""How long an interrupted run may take to save its last step."""
+GRACE_SECONDS = 600.0
+"""How long an interrupted run may take to save its last step: it may be in the middle of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Runner:
     """Runs tasks.
 
     Args:
-        parallel: how many at a time. On a machine with GPUs each task sees one of them, in turn; otherwise the
-            CPU's cores are divided.
+        parallel: how many at a time. With GPUs and more than one at a time, each task sees one that is free;
+            otherwise the CPU's cores are divided, unless OMP_NUM_THREADS says how many each may use.
         notify: told how the tasks are getting on, in sentences.
     """
 
     def __init__(self, parallel: int = 1, notify: Callable[[str], None] = print) -> None:
         self.parallel, self.notify = max(1, parallel), notify
+        self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for place in _places(self.parallel):
+            self._places.put(place)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -59,7 +63,7 @@ class Runner:
             self.notify(f"{len(tasks) - len(open_tasks)} of {len(tasks)} runs are there already")
         outcomes: list[Outcome] = []
         with ThreadPoolExecutor(self.parallel) as pool:
-            futures = [pool.submit(self._one, task, number) for number, task in enumerate(open_tasks)]
+            futures = [pool.submit(self._one, task) for task in open_tasks]
             try:
                 for done, future in enumerate(as_completed(futures), start=1):
                     outcome = future.result()
@@ -72,7 +76,14 @@ class Runner:
                 raise
         return outcomes
 
-    def _one(self, task: Task, number: int) -> Outcome:
+    def _one(self, task: Task) -> Outcome:
+        place = self._places.get()
+        try:
+            return self._run_at(task, place)
+        finally:
+            self._places.put(place)
+
+    def _run_at(self, task: Task, place: dict[str, str]) -> Outcome:
         started = time.perf_counter()
         task.folder.mkdir(parents=True, exist_ok=True)
         task_file = task.folder / "task.json"
@@ -80,12 +91,13 @@ class Runner:
         with self._lock:
             if self._stopped:
                 return Outcome(task, -1, 0.0)
+            self.notify(f"{task.name} started, its log is {task.folder / 'log.txt'}")
             with (task.folder / "log.txt").open("ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "promptris.experiments.work", str(task_file)],
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(number),
+                    env={**os.environ, **place},
                     # Ctrl-C is for this process, which then asks the others to save and stop, once.
                     start_new_session=True,
                 )
@@ -95,20 +107,14 @@ class Runner:
             self._running.discard(process)
         return Outcome(task, code, time.perf_counter() - started)
 
-    def _environment(self, number: int) -> dict[str, str]:
-        environment = dict(os.environ)
-        gpus = torch.cuda.device_count()
-        if gpus and self.parallel > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        elif not gpus:
-            threads = max(1, (os.cpu_count() or 1) // self.parallel)
-            environment["OMP_NUM_THREADS"] = str(threads)
-        return environment
-
     def _stop(self) -> None:
         with self._lock:
             self._stopped = True
             running = list(self._running)
+        if running:
+            self.notify(
+                f"{len(running)} runs save their last step and stop; the same command goes on with them"
+            )
         for process in running:
             process.terminate()
         end = time.monotonic() + GRACE_SECONDS
@@ -117,3 +123,17 @@ class Runner:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _places(parallel: int) -> list[dict[str, str]]:
+    """What tells each of several processes beside each other which part of the machine is its own."""
+    gpus = torch.cuda.device_count()
+    if gpus and parallel > 1:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = (
+            [name for name in named.split(",") if name] if named else [str(index) for index in range(gpus)]
+        )
+        return [{"CUDA_VISIBLE_DEVICES": names[k % len(names)]} for k in range(parallel)]
+    if gpus or "OMP_NUM_THREADS" in os.environ:
+        return [{}] * parallel
+    return [{"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))}] * parallel

@@ -1,4 +1,4 @@
-"""Means over seeds, and paired bootstrap over images for differences between rows of a table."""
+"""Means over seeds, and differences between rows of a table with intervals for both kinds of chance."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Difference:
         metric: which figure; "A - B" is the difference of two.
         mean: over seeds.
         per_seed: of each seed.
-        low, high: interval of the mean over seeds when images are drawn again, at `LEVEL`.
+        low, high: interval of the mean over seeds at `LEVEL`, for other images and other training seeds; see
+            `compare`.
+        images: that it was measured on.
     """
 
     metric: str
@@ -57,11 +59,14 @@ class Difference:
     per_seed: tuple[float, ...]
     low: float
     high: float
+    images: int
 
     @property
     def verdict(self) -> Verdict:
         """Whether the second row is better: "seen" or "not seen" only where the interval leaves out 0 and all seeds
-        agree."""
+        agree; always "undecided" for a single seed or image, which cannot tell how much chance there is."""
+        if min(self.images, len(self.per_seed)) < 2:
+            return "undecided"
         if self.low > 0 and min(self.per_seed) > 0:
             return "seen"
         if self.high < 0 and max(self.per_seed) < 0:
@@ -75,11 +80,17 @@ def spread(cell: Cell, metric: str) -> Spread:
 
 
 def compare(first: Cell, second: Cell, metric: str, seed: int = 0, resamples: int = RESAMPLES) -> Difference:
-    """The second row minus the first, seed by seed, with an interval from drawing images again.
+    """The second row minus the first, seed by seed, with an interval for other images and other training seeds.
 
-    The same images are drawn for both rows and all seeds, so what makes an image easy or hard for everyone cancels
-    out. Training seeds are not drawn again: their spread is told by `per_seed`. A row without seeds of its own (a
-    method that is not trained) is paired with every seed of the other.
+    The mean over S seeds has two sources of chance, whose variances are added: that of the images, from a bootstrap
+    in which the same images are drawn for both rows and all seeds, so that what makes an image easy or hard for
+    everyone cancels out; and that of training, the variance of `per_seed` over S. What a seed does to single images
+    is in both, which errs on the side of caution. The interval is Student's, with the degrees of freedom of a sum of
+    variances (Welch, 1947): near those of S seeds where training decides, near those of the images where these do.
+    Drawing seeds again as well would not do: among 3 of them a bootstrap finds 2/3 of the variance, and its normal
+    quantile of 2 should be one of 4. With one seed the interval is that of the images alone.
+
+    A row without seeds of its own (a method that is not trained) is paired with every seed of the other.
 
     Args:
         first, second: rows measured on the same expressions.
@@ -112,9 +123,33 @@ def compare(first: Cell, second: Cell, metric: str, seed: int = 0, resamples: in
         return np.stack(columns, axis=1)
 
     per_seed = gain(whole)[0]
-    means = gain(draws).mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(metric, float(per_seed.mean()), tuple(per_seed.tolist()), float(low), float(high))
+    mean, seeds = float(per_seed.mean()), len(per_seed)
+    parts = []  # (variance of the mean, its degrees of freedom)
+    if images > 1:
+        parts.append((gain(draws).mean(axis=1).var() * images / (images - 1), images - 1))
+    if seeds > 1:
+        parts.append((per_seed.var(ddof=1) / seeds, seeds - 1))
+    half = _half_width(parts)
+    return Difference(metric, mean, tuple(per_seed.tolist()), mean - half, mean + half, images)
+
+
+def _half_width(parts: Sequence[tuple[float, int]]) -> float:
+    """Half the interval at `LEVEL` of something whose variance is the sum of estimates with degrees of freedom."""
+    variance = float(sum(part for part, _ in parts))
+    doubt = float(sum(part**2 / freedom for part, freedom in parts))
+    return t_quantile(variance**2 / doubt) * variance**0.5 if doubt > 0 else 0.0
+
+
+def t_quantile(freedom: float) -> float:
+    """What the size of Student's t stays below with the chance `LEVEL`.
+
+    With t = sqrt(freedom) tan(angle), the density of the angle is proportional to cos(angle)^(freedom - 1).
+    """
+    freedom = min(freedom, 1e4)  # practically normal from there on
+    angles, step = np.linspace(0, np.pi / 2, 100_000, endpoint=False, retstep=True)
+    share = np.cumsum(np.cos(angles + step / 2) ** (freedom - 1))
+    angle = angles[np.searchsorted(share, LEVEL * share[-1])] + step
+    return float(freedom**0.5 * np.tan(angle))
 
 
 def _ratio(

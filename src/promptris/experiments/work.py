@@ -17,18 +17,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from promptris.config import PromptName
 from promptris.errors import PromptRISError
 from promptris.evaluation.protocol import Segmenter
+from promptris.experiments.measurements import Measurements, measure
+from promptris.experiments.provenance import data_stamp, provenance, weights_stamp
 from promptris.experiments.splits import MeasuredSplit
+from promptris.mask_classification.segmenter import load_classifier
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.predictor import Predictor, pick_device
+from promptris.team import launched_rank
+from promptris.training.recipes import load_recipe
+from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe, uses_sam
+from promptris.training.stopping import Interrupted
+
+TRAINED_FILE = "trained.json"
+"""Where a run was trained, and by which sources."""
+LOCK_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: a split, and the SAM prompts to use (None: all)."""
+    """One measurement: a split, the SAM prompts to use (None: all), and the stamp of the split's content."""
 
     split: MeasuredSplit
     prompts: tuple[PromptName, ...] | None = None
+    data: str = ""
 
     @property
     def file_name(self) -> str:
@@ -45,7 +61,7 @@ class Task:
         name: of the task, such as "full-seed0".
         folder: gets the run and the measurements.
         recipe: recipe file; None for mask classification, which is not trained.
-        towers: sources of CLIP and SAM, for mask classification.
+        towers: sources of CLIP and SAM.
         device: as in `promptris train --device`.
         jobs: measurements.
     """
@@ -53,14 +69,32 @@ class Task:
     name: str
     folder: Path
     recipe: Path | None
-    towers: tuple[str, str] | None
+    towers: tuple[str, str]
     device: str
     jobs: tuple[Job, ...]
 
     @property
     def missing(self) -> list[Job]:
-        """Measurements that are not there yet."""
-        return [job for job in self.jobs if not (self.folder / job.file_name).is_file()]
+        """Measurements that are not there yet, or are of another model or other data."""
+        model = self.model_stamp()
+        return [job for job in self.jobs if not (model and self._holds(job, model))]
+
+    def model_stamp(self) -> str | None:
+        """What the trained model and its towers are known by; None while it is not there."""
+        parts = [weights_stamp(tower) for tower in self.towers]
+        if self.recipe is not None:
+            run = self.folder / "run"
+            if not (run / RESULT_FILE).is_file() or not (run / "model").is_dir():
+                return None
+            parts.append(weights_stamp(run / "model"))
+        return "-".join(parts)
+
+    def _holds(self, job: Job, model: str) -> bool:
+        path = self.folder / job.file_name
+        if not path.is_file():
+            return False
+        facts = Measurements.facts(path)
+        return facts.get("model") == model and facts.get("data") == job.data
 
     def save(self, path: Path) -> None:
         """Write it for `load`."""
@@ -75,6 +109,7 @@ class Task:
             Job(
                 MeasuredSplit.from_dict(job["split"]),
                 None if job["prompts"] is None else tuple(job["prompts"]),
+                job["data"],
             )
             for job in values["jobs"]
         )
@@ -82,7 +117,7 @@ class Task:
             name=values["name"],
             folder=Path(values["folder"]),
             recipe=None if values["recipe"] is None else Path(values["recipe"]),
-            towers=None if values["towers"] is None else (values["towers"][0], values["towers"][1]),
+            towers=(values["towers"][0], values["towers"][1]),
             device=values["device"],
             jobs=jobs,
         )
@@ -95,47 +130,58 @@ class Worker:
         self.task = task
 
     def run(self) -> None:
-        """Train and measure.
+        """Train and measure; a measurement that fails does not stop the others.
 
         Raises:
             PromptRISError: when something cannot be read or written.
         """
-        if self.task.recipe is not None:
+        self.task.folder.mkdir(parents=True, exist_ok=True)
+        if launched_rank() > 0:  # one of several processes that train together; the first one does the rest
             self._train()
-        for job in self.task.missing:
-            from promptris.experiments.measurements import measure
+            return
+        # An earlier attempt may still be saving its last step.
+        with FileLock(self.task.folder / ".lock", timeout=LOCK_SECONDS):
+            if self.task.recipe is not None:
+                self._train()
+            failures = [str(error) for job in self.task.missing if (error := self._measured(job)) is not None]
+        if failures:
+            raise PromptRISError("; ".join(failures))
 
-            started = time.perf_counter()
+    def _measured(self, job: Job) -> PromptRISError | None:
+        started = time.perf_counter()
+        try:
             dataset, split = job.split.open()
             result = measure(self.segmenter, dataset, split, job.prompts)
-            facts = {"task": self.task.name, "split": job.split.to_dict(), "prompts": job.prompts}
-            seconds = round(time.perf_counter() - started, 1)
-            result.save(self.task.folder / job.file_name, facts | {"seconds": seconds})
-            print(f"{job.file_name}: mIoU {result.value('mIoU'):.4f}, {seconds} s", flush=True)
+        except PromptRISError as error:
+            return error
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {
+            "task": self.task.name,
+            "split": job.split.to_dict(),
+            "prompts": job.prompts,
+            "model": self.task.model_stamp(),
+            "data": data_stamp(dataset, split),
+            "seconds": seconds,
+            **provenance(),
+        }
+        result.save(self.task.folder / job.file_name, facts)
+        print(f"{job.file_name}: mIoU {result.value('mIoU'):.4f}, {seconds} s", flush=True)
+        return None
 
     def _train(self) -> None:
-        from promptris.training.recipes import load_recipe
-        from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe
-
         out = self.task.folder / "run"
-        if not (out / RESULT_FILE).is_file():
-            recipe = load_recipe(str(self.task.recipe))
-            run_recipe(recipe, out, (out / RECIPE_FILE).is_file(), self.task.device, notify=print)
+        if (out / RESULT_FILE).is_file() and (out / "model").is_dir():
+            return
+        recipe = load_recipe(str(self.task.recipe))
+        run_recipe(recipe, out, (out / RECIPE_FILE).is_file(), self.task.device, notify=print)
+        if launched_rank() == 0:
+            (self.task.folder / TRAINED_FILE).write_text(json.dumps(provenance(), indent=2) + "\n")
 
     @cached_property
     def segmenter(self) -> Segmenter:
         """What is measured."""
-        from promptris.predictor import Predictor, pick_device
-
         if self.task.recipe is None:
-            from promptris.mask_classification.segmenter import load_classifier
-
-            assert self.task.towers is not None
             return load_classifier(*self.task.towers, device=self.task.device)
-        from promptris.modeling.prompt_ris import PromptRIS
-        from promptris.training.recipes import load_recipe
-        from promptris.training.run import uses_sam
-
         recipe = load_recipe(str(self.task.recipe))
         model = PromptRIS.from_pretrained(self.task.folder / "run" / "model").to(
             pick_device(self.task.device)
@@ -145,8 +191,6 @@ class Worker:
 
 def main() -> int:
     """Do the task of the file that is named on the command line."""
-    from promptris.training.stopping import Interrupted
-
     threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         Worker(Task.load(Path(sys.argv[1]))).run()

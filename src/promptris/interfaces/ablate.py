@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from promptris.errors import InputError
-from promptris.interfaces.options import require_extra
+from promptris.interfaces.options import TRAIN_DEVICES, require_extra
 from promptris.interfaces.terminal import say
 
 DEFAULT_RECIPE = "refshapes-ablation"
@@ -38,6 +36,7 @@ def ablate_command(
     from promptris.experiments.ablation import Ablation, Plan
     from promptris.experiments.report import to_markdown
     from promptris.experiments.tables import get_tables
+    from promptris.predictor import pick_device
     from promptris.training.recipes import load_recipe
 
     # What is no option of this command comes along with the tables: fields of the recipe.
@@ -47,6 +46,11 @@ def ablate_command(
         raise InputError(
             "no table is named before the other options: give table1 to table5, icl, model, or all"
         )
+    if any(change.split("=")[0] == "--seed" for change in changes):
+        raise InputError("--seed is none of this command's options: --seeds gives the training seeds")
+    if device not in TRAIN_DEVICES:
+        raise InputError(f"cannot train on device {device!r}: choose from {', '.join(TRAIN_DEVICES)}")
+    pick_device(device)
     plan = Plan(
         tables=tuple(get_tables(names)),
         recipe=load_recipe(recipe, changes),
@@ -56,14 +60,15 @@ def ablate_command(
         scenes=scenes,
         device=device,
         parallel=parallel,
-        command=shlex.join(["promptris", *sys.argv[1:]]),
+        changes=tuple(changes),
     )
     results, failed = Ablation(plan, say).run()
     for result in results:
         print(to_markdown(result))
     for outcome in failed:
         say(f"{outcome.task.name} ended with exit code {outcome.code}: {outcome.log} tells why")
-    say(f"tables, their JSON and plots are in {out}")
+    if results:
+        say(f"{', '.join(result.table.name for result in results)}: Markdown, JSON and plots are in {out}")
     return 1 if failed else 0
 
 

@@ -24,6 +24,7 @@ from promptris.interfaces.evaluate import evaluate_command
 from promptris.interfaces.methods import choose_method
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import (
+    TRAIN_DEVICES,
     check_threshold,
     parse_clicks,
     parse_prompts,
@@ -41,7 +42,6 @@ from promptris.interfaces.terminal import (
 )
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-TRAIN_DEVICES = ("auto", "cpu", "cuda", "mps")
 
 app = typer.Typer(
     add_completion=False,

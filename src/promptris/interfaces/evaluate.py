@@ -28,6 +28,7 @@ from promptris.interfaces.terminal import (
     baselines_table,
     generalised_table,
     metrics_table,
+    objects_line,
     print_table,
     progress,
     say,
@@ -72,19 +73,23 @@ def evaluate_command(
     data.referents(split)
     make_folder(out)
 
+    from promptris.evaluation.baselines import score_baselines
     from promptris.evaluation.protocol import evaluate
 
     predictor = choice.load()
+    baselines = None
+    if not no_baselines and not data.is_generalised(split):
+        # Before the model, which takes far longer: what stops them is then told at once.
+        with progress("images, without a model") as advance:
+            baselines = score_baselines(data, split, progress=advance)
     with progress("expressions") as advance:
-        evaluation = evaluate(
-            predictor, data, split, names, out, progress=advance, with_baselines=not no_baselines
-        )
+        evaluation = evaluate(predictor, data, split, names, out, progress=advance, baselines=baselines)
     which = "" if categories == "all" else f", {categories} categories"
     print_table(metrics_table(evaluation), f"{choice.shown_name} on {data.name} {split}{which}, in percent")
     if evaluation.generalised:
         print_table(generalised_table(evaluation), "several targets or none, in percent")
     if evaluation.baselines is not None:
-        print_table(baselines_table(evaluation.baselines))
+        print_table(baselines_table(evaluation.baselines), objects_line(evaluation.baselines))
         say(str(verdict(evaluation)))
     say(f"metrics.json and predictions.jsonl are in {out}")
     return 0

@@ -9,6 +9,9 @@ from re import match
 from promptris.config import PromptName, check_prompt_names
 from promptris.errors import InputError, MissingExtraError
 
+TRAIN_DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Kinds of device that training takes."""
+
 
 def parse_clicks(texts: Sequence[str]) -> list[tuple[float, float, int]]:
     """Clicks from "X,Y,LABEL" texts; whether they lie inside the image is seen later."""

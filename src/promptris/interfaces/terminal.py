@@ -100,12 +100,27 @@ def baselines_table(baselines: Baselines) -> Table:
     return table
 
 
+def objects_line(baselines: Baselines) -> str:
+    """Where the objects of the trivial answers come from."""
+    origins = {
+        "annotations": "all that are annotated in an image",
+        "referents": "those that some expression means, as no others are known",
+    }
+    left_out = f"; {baselines.unreadable} that cannot be read are left out" if baselines.unreadable else ""
+    return f"objects: {origins[baselines.objects]}{left_out}"
+
+
 def verdict(evaluation: Evaluation) -> str | None:
     """A sentence that compares a model with the best trivial answer; None without baselines."""
     if evaluation.baselines is None:
         return None
-    name, best = evaluation.baselines.best
     miou = evaluation.final["mIoU"]
+    if evaluation.baselines.best is None:
+        return (
+            f"final mIoU {percent(miou)}, and no answer without a model to hold it against: too many expressions "
+            "are about the only object that is known in their image, which every such answer hits"
+        )
+    name, best = evaluation.baselines.best
     against = (
         f"final mIoU {percent(miou)} against {percent(best)} of the best answer without a model ({name})"
     )

@@ -66,7 +66,11 @@ class SamAdapter(nn.Module):
     def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
         """Image features F_IS; they do not depend on any prompt, nor on the other images."""
         # One after the other: global attention takes more than a gigabyte per image, and a CPU is faster so.
-        return torch.cat([self.sam.vision_encoder(image).last_hidden_state for image in pixels.split(1)])
+        encoder = self.sam.vision_encoder
+        parts = [
+            maybe_recomputed(self.recompute, encoder, image).last_hidden_state for image in pixels.split(1)
+        ]
+        return torch.cat(parts)
 
     def image_code(self) -> Float[Tensor, "1 D_S H_S W_S"]:
         """Position embedding of the image features' grid."""

@@ -73,7 +73,9 @@ def _generate(wanted: GeneratedData, folder: Path) -> Path:
     from promptris.data.refshapes import WorldOptions
     from promptris.data.refshapes.writer import write_refshapes
 
-    if not folder.is_dir():
+    if not (
+        folder / "refshapes"
+    ).is_dir():  # it appears last; what a killed writer left is cleared by the next
         options = WorldOptions(size=wanted.size, level=wanted.level)
         write_refshapes(folder, {"train": wanted.train, "val": wanted.val}, wanted.seed, options)
     return folder

@@ -93,6 +93,8 @@ def dry_run(recipe: Recipe, device: torch.device, out: Path | None = None) -> Dr
     check_engine(recipe.engine)
     notes: list[str] = []
     model, real = _model(recipe, notes)
+    if recipe.train.tune_towers:
+        model.unfreeze_towers()
     images = _count_images(recipe, out, notes)
     schedule = None if images is None else make_schedule(recipe.train, images[0], world_size(recipe.engine))
     seconds: list[float | None] = [None] * len(recipe.train.stages)
@@ -186,8 +188,15 @@ def _step_bytes(recipe: Recipe, model: PromptRIS) -> int:
     """Counted on a copy that has sizes only, so for any model and batch on any machine."""
     train, engine = recipe.train, recipe.engine
     clip, sam = model.clip.clip.config, model.sam.sam.config
+
+    def build() -> PromptRIS:
+        copy = build_model(CLIPModel(clip), SamModel(sam), model.config, model.tokenizer)
+        if not model.towers_are_frozen:
+            copy.unfreeze_towers()
+        return copy
+
     return count_step(
-        lambda: build_model(CLIPModel(clip), SamModel(sam), model.config, model.tokenizer),
+        build,
         StepShape(train.images_per_step, train.expressions_per_image),
         sam=any(stage.sam for stage in train.stages),
         cached=engine.embedding_cache is not None,

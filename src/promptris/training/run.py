@@ -76,16 +76,16 @@ def run_recipe(
         (out / READY_FILE).touch()
     model = build_from_sources(clip, sam, recipe.model, recipe.seed)
     tune(recipe, model, training, validation, out, resume, device, notify)
-    team = connected()
+    team, started_from = connected(), model.sources
     if team.rank == 0:
         if recipe.train.tune_towers:
             model.sources = {}  # they are no longer what these name
         model.save_pretrained(out / "model", full=recipe.save_full)
-    predictor = Predictor(model, with_sam=uses_sam(recipe))
-    result = evaluate(predictor, validation, recipe.data.val_split, folder=out / "evaluation", team=team)
+    split, folder = recipe.data.val_split, out / "evaluation"
+    result = evaluate(Predictor(model), validation, split, folder=folder, team=team)
     if team.rank == 0:
         report = {"seconds": round(time.perf_counter() - started, 1), "metrics": result.to_dict()}
-        card = model_card(model, recipe, result, out / METRICS_FILE)
+        card = model_card(model, recipe, training, started_from, result, out / METRICS_FILE)
         (out / "model" / CARD_FILE).write_text(card, encoding="utf-8")
         (out / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return result
@@ -101,8 +101,14 @@ def tune(
     device: str,
     notify: Notify = silent,
 ) -> None:
-    """Train the learned parts of a model, stage by stage; afterwards it is on the device it was trained on."""
+    """Train the learned parts of a model, stage by stage; afterwards it is on the device it was trained on.
+
+    Where no stage uses SAM, the model's configuration says from then on that its answer is the coarse mask.
+    """
     config, engine = recipe.train, recipe.engine
+    if not uses_sam(recipe):
+        # A configuration of its own: the recipe, which is compared when the run is resumed, stays as it was given.
+        model.config = replace(model.config, sam_prompts=replace(model.config.sam_prompts, refine=False))
     image_ids = list(training.by_image(recipe.data.train_split))
     schedule = make_schedule(config, len(image_ids), world_size(engine))
     embeddings = None
@@ -156,13 +162,13 @@ def tune(
             callbacks.insert(0, embeddings)
         if recipe.data.skip_broken:
             callbacks.append(SkippedItems(out / SKIPPED_FILE, training.broken))
-        split, with_sam = recipe.data.val_split, uses_sam(recipe)
+        split = recipe.data.val_split
         if config.validate_every:
             every = max(1, round(config.validate_every * schedule.steps_per_epoch))
             path = out / VALIDATION_FILE
-            callbacks.append(Validation(validation, split, every, path, checkpoint, boards, with_sam))
+            callbacks.append(Validation(validation, split, every, path, checkpoint, boards))
         if engine.log:
-            callbacks.append(Pictures(validation, split, schedule.steps_per_epoch, boards, with_sam=with_sam))
+            callbacks.append(Pictures(validation, split, schedule.steps_per_epoch, boards))
         fit_steps(
             PromptRISTraining(model, config, schedule),
             make,

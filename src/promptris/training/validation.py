@@ -29,7 +29,6 @@ class Validation(AfterSteps):
         path: CSV file that gets a row per evaluation, final masks and coarse ones (columns "coarse_...").
         checkpoint: keeps the state with the highest mIoU.
         boards: get the metrics too.
-        with_sam: see `Predictor`.
     """
 
     def __init__(
@@ -40,10 +39,9 @@ class Validation(AfterSteps):
         path: Path,
         checkpoint: StepCheckpoint | None = None,
         boards: Boards | None = None,
-        with_sam: bool = True,
     ) -> None:
         self.dataset, self.split, self.every, self.path = dataset, split, every, path
-        self.checkpoint, self.boards, self.with_sam = checkpoint, boards, with_sam
+        self.checkpoint, self.boards = checkpoint, boards
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         super().on_train_start(trainer, module)
@@ -59,8 +57,7 @@ class Validation(AfterSteps):
         """Evaluate now."""
         team = Team(trainer.global_rank, trainer.world_size)
         with trainer.precision_plugin.forward_context():
-            predictor = Predictor(module.model, with_sam=self.with_sam)
-            result = evaluate(predictor, self.dataset, self.split, team=team)
+            result = evaluate(Predictor(module.model), self.dataset, self.split, team=team)
         module.model.train()
         if trainer.is_global_zero:
             self._append(trainer.global_step, result)
@@ -87,7 +84,6 @@ class Pictures(AfterSteps):
         every: steps of the optimiser between pictures; they are shown at the end of training besides.
         boards: where to; None on all processes but the first.
         count: how many.
-        with_sam: see `Predictor`.
     """
 
     def __init__(
@@ -97,10 +93,9 @@ class Pictures(AfterSteps):
         every: int,
         boards: Boards | None,
         count: int = 6,
-        with_sam: bool = True,
     ) -> None:
         self.few, self.split, self.every = examples_of(dataset, split, count), split, every
-        self.boards, self.count, self.with_sam = boards, count, with_sam
+        self.boards, self.count = boards, count
 
     def after_step(self, trainer: L.Trainer, module: Any, step: int) -> None:
         if step % self.every == 0 or step == trainer.max_steps:
@@ -111,7 +106,6 @@ class Pictures(AfterSteps):
         if self.boards is None:
             return
         with trainer.precision_plugin.forward_context():
-            predictor = Predictor(module.model, with_sam=self.with_sam)
-            scored = list(score(predictor, self.few, self.split))
+            scored = list(score(Predictor(module.model), self.few, self.split))
         module.model.train()
         self.boards.pictures(trainer.global_step, panels_of(scored, self.few.images, self.count))
