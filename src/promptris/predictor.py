@@ -71,12 +71,14 @@ class Prediction:
         return overlay(load_image(image), self.mask, point=self.point)
 
 
-class _AnswersExpressions(ABC):
+class AnswersExpressions(ABC):
     """`predict`, for whatever knows the image that is asked about."""
 
     @abstractmethod
-    def _current(self) -> ImagePredictor:
-        """The image that is asked about."""
+    def _ask(
+        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
+    ) -> list[Prediction]:
+        """Answers about the image, in the order of the texts."""
 
     @overload
     def predict(
@@ -114,17 +116,14 @@ class _AnswersExpressions(ABC):
             InputError: when no image was set, for an empty expression, for a click outside the image, or for
                 prompts or clicks where the model answers without SAM.
         """
-        current = self._current()
         texts = [expression] if isinstance(expression, str) else list(expression)
         for text in texts:
             check_expression(text)
-        answers = current.predictor.answer(
-            current.features, [current.size], texts, [0] * len(texts), prompts, points
-        )
+        answers = self._ask(texts, prompts, points)
         return answers[0] if isinstance(expression, str) else answers
 
 
-class Predictor(_AnswersExpressions):
+class Predictor(AnswersExpressions):
     """Answers expressions about images.
 
     Args:
@@ -167,10 +166,12 @@ class Predictor(_AnswersExpressions):
         self._latest = ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
         return self._latest
 
-    def _current(self) -> ImagePredictor:
+    def _ask(
+        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
+    ) -> list[Prediction]:
         if self._latest is None:
             raise InputError("no image is set: call set_image before predict")
-        return self._latest
+        return self._latest._ask(texts, prompts, points)
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
@@ -276,7 +277,7 @@ class Predictor(_AnswersExpressions):
         return Clicks(points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device))
 
 
-class ImagePredictor(_AnswersExpressions):
+class ImagePredictor(AnswersExpressions):
     """One encoded image; made by `Predictor.set_image`.
 
     Args:
@@ -288,8 +289,11 @@ class ImagePredictor(_AnswersExpressions):
     def __init__(self, predictor: Predictor, features: ImageFeatures, size: tuple[int, int]) -> None:
         self.predictor, self.features, self.size = predictor, features, size
 
-    def _current(self) -> ImagePredictor:
-        return self
+    def _ask(
+        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
+    ) -> list[Prediction]:
+        index = [0] * len(texts)
+        return self.predictor.answer(self.features, [self.size], texts, index, prompts, points)
 
 
 BUILT_IN_MODELS = ("tiny",)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,65 +27,18 @@ from promptris.mask_classification.scoring import (
 )
 from promptris.mask_classification.towers import FrozenTowers
 from promptris.modeling.prompt_ris import PromptRIS
-from promptris.predictor import Click, Prediction, place
+from promptris.predictor import AnswersExpressions, Click, Prediction, place
 from promptris.processing import (
     SAM_MEAN,
     SAM_STD,
     ImageLike,
-    check_expression,
     load_image,
     normalise,
     stretch,
 )
 
 
-class _AnswersExpressions(ABC):
-    """`predict` with the face of a `Predictor`'s, for whatever knows the image that is asked about."""
-
-    @abstractmethod
-    def _current(self) -> ImageClassifier:
-        """The image that is asked about."""
-
-    @overload
-    def predict(
-        self, expression: str, *, prompts: tuple[PromptName, ...] | None = None, points: Sequence[Click] = ()
-    ) -> Prediction: ...
-
-    @overload
-    def predict(
-        self,
-        expression: list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> list[Prediction]: ...
-
-    def predict(
-        self,
-        expression: str | list[str] | tuple[str, ...],
-        *,
-        prompts: tuple[PromptName, ...] | None = None,
-        points: Sequence[Click] = (),
-    ) -> Prediction | list[Prediction]:
-        """The proposal that an expression describes best; for a list of expressions, a list in the same order.
-
-        Args:
-            expression: one text or several.
-            prompts: None; there is nothing that would be prompted by the expression.
-            points: none; there is no answer to correct by clicks.
-
-        Raises:
-            InputError: when no image was set, for an empty expression, or for prompts or clicks.
-        """
-        _refuse(prompts, points)
-        texts = [expression] if isinstance(expression, str) else list(expression)
-        for text in texts:
-            check_expression(text)
-        answers = self._current().answer(texts)
-        return answers[0] if isinstance(expression, str) else answers
-
-
-class MaskClassifier(_AnswersExpressions):
+class MaskClassifier(AnswersExpressions):
     """Answers expressions with the proposal that CLIP finds most similar; takes the place of a `Predictor`.
 
     A prediction's `score` is CLIP's probability of the chosen proposal among all of the image's, in [0, 1];
@@ -143,10 +95,13 @@ class MaskClassifier(_AnswersExpressions):
         square = stretch(pixels, sam.image_size, "bilinear").permute(2, 0, 1)[None].to(self.device)
         return sam.encode_image(normalise(square, SAM_MEAN, SAM_STD).to(self.model.clip.dtype))
 
-    def _current(self) -> ImageClassifier:
+    def _ask(
+        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
+    ) -> list[Prediction]:
+        _refuse(prompts, points)
         if self._latest is None:
             raise InputError("no image is set: call set_image before predict")
-        return self._latest
+        return self._latest.answer(texts)
 
     def answer_images(
         self,
@@ -173,7 +128,7 @@ class MaskClassifier(_AnswersExpressions):
         return [answers[place] for place in range(len(expressions))]
 
 
-class ImageClassifier(_AnswersExpressions):
+class ImageClassifier(AnswersExpressions):
     """One image with its proposals; made by `MaskClassifier.set_image`.
 
     Args:
@@ -188,8 +143,11 @@ class ImageClassifier(_AnswersExpressions):
     ) -> None:
         self.classifier, self.proposals, self.features, self.size = classifier, proposals, features, size
 
-    def _current(self) -> ImageClassifier:
-        return self
+    def _ask(
+        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
+    ) -> list[Prediction]:
+        _refuse(prompts, points)
+        return self.answer(texts)
 
     def answer(self, expressions: Sequence[str]) -> list[Prediction]:
         """Predictions in the given order; whether the texts say anything is not checked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class SeedSteps(L.Callback):
         seed_step(self.seed, trainer.global_step, trainer.global_rank)
 
 
-class AfterSteps(L.Callback):
+class AfterSteps(L.Callback, ABC):
     """Does something after steps of the optimiser; backward passes that only add to the gradient do not count."""
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -41,9 +42,9 @@ class AfterSteps(L.Callback):
             self._done = trainer.global_step
             self.after_step(trainer, module, self._done)
 
+    @abstractmethod
     def after_step(self, trainer: L.Trainer, module: Any, step: int) -> None:
         """Called once per step, with how many are done."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
