@@ -25,15 +25,9 @@ from promptris.data.refshapes import WorldOptions
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.errors import InputError
 from promptris.evaluation.protocol import Scored, evaluate
-from promptris.experiments import gallery
-from promptris.experiments.gallery import (
-    Group,
-    Survey,
-    check_gallery_folder,
-    prompts_used,
-    survey_split,
-    write_gallery,
-)
+from promptris.experiments import gallery, gallery_survey
+from promptris.experiments.gallery import check_gallery_folder, write_gallery
+from promptris.experiments.gallery_survey import Group, Survey, prompts_used, survey_split
 from promptris.interfaces.pictures import gallery_command
 from promptris.predictor import Prediction, Predictor
 
@@ -69,7 +63,7 @@ def filled(finals: Sequence[int], per_group: int, seed: object = 0) -> Group:
     return group
 
 
-def numbers(cases: Sequence[gallery.Case]) -> list[int]:
+def numbers(cases: Sequence[gallery_survey.Case]) -> list[int]:
     return [case.number for case in cases]
 
 
@@ -136,8 +130,8 @@ def test_only_what_may_be_shown_is_kept() -> None:
 
 def test_run_lengths_are_made_for_kept_cases_only(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    encode = gallery.mask_to_rle
-    monkeypatch.setattr(gallery, "mask_to_rle", lambda mask: made.append(1) or encode(mask))
+    encode = gallery_survey.mask_to_rle
+    monkeypatch.setattr(gallery_survey, "mask_to_rle", lambda mask: made.append(1) or encode(mask))
     group = Group(1, random.Random(0))
     group._random.size = 1
     group.add(0, scored(10))

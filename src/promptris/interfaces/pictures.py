@@ -140,13 +140,14 @@ def gallery_command(
 
     from promptris.data.catalog import read_dataset
     from promptris.experiments import gallery
+    from promptris.experiments.gallery_survey import survey_split
 
     data = read_dataset(dataset, data_root, split_by, splits=[split], notify=say)
     data.referents(split)
     gallery.check_gallery_folder(out)
     predictor = choice.load()
     with progress("expressions") as advance:
-        survey = gallery.survey_split(
+        survey = survey_split(
             predictor, data, split, choice.shown_name, names, per_group, seed, progress=advance
         )
     with progress("pictures") as advance:
