@@ -99,6 +99,21 @@ def test_what_is_there_is_not_done_again(plan: Plan, made: Path, said: list[str]
     assert stamps == {path: path.stat().st_mtime_ns for path in made.glob("runs/*/measured/*")}
 
 
+def test_trivial_answers_are_scored_once_for_the_same_data(
+    plan: Plan, made: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = (made / "icl.json").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("promptris.experiments.ablation.score_baselines", None)
+        Ablation(plan, lambda _: None).run()
+    assert json.loads((made / "icl.json").read_text())["baselines"] == json.loads(before)["baselines"]
+    (stored,) = (made / "baselines").glob("*.json")
+    content = stored.read_text()
+    stored.write_text(json.dumps(json.loads(content) | {"data": "other", "trivial": {}}))
+    Ablation(plan, lambda _: None).run()
+    assert stored.read_text() == content
+
+
 def test_another_recipe_needs_another_folder(plan: Plan, made: Path):
     with pytest.raises(InputError, match="runs of another recipe"):
         Ablation(replace(plan, recipe=replace(plan.recipe, seed=9)), print).run()

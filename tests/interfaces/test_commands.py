@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,14 @@ def test_info_of_a_model_folder(promptris: Command, model_folder: Path, small_mo
     assert "in the model's own folder" in run.out
     same_size = json.loads(promptris("info", "--preset", "refshapes", "--json").out)
     assert same_size["parameters"][-1]["trainable"] == trainable
+
+
+def test_info_of_a_model_that_answers_without_sam(promptris: Command, small_model: Any) -> None:
+    model = copy.copy(small_model)
+    model.config = replace(model.config, sam_prompts=replace(model.config.sam_prompts, refine=False))
+    model.save_pretrained("coarse", full=True)
+    facts = json.loads(promptris("info", "--model", "coarse", "--json").out)
+    assert facts["input"]["sam_prompts"] == "none: the coarse mask is the answer"
 
 
 def test_info_refuses(promptris: Command, model_folder: Path) -> None:

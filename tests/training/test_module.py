@@ -88,6 +88,19 @@ def test_the_optimiser_holds_the_trainable_parameters_once(small_model: PromptRI
     assert all(p.ndim >= 2 for p in groups[0]["params"]) and all(p.ndim < 2 for p in groups[1]["params"])
 
 
+def test_towers_that_are_tuned_have_a_rate_of_their_own(small_model: PromptRIS):
+    model = copy.deepcopy(small_model)
+    model.unfreeze_towers()
+    module = make_module(model, lr=0.02, towers_lr=0.25)
+    optimizer, scheduler = (module.configure_optimizers()[name] for name in ("optimizer", "lr_scheduler"))
+    towers = {id(p) for tower in model.frozen_towers() for p in tower.parameters() if p.requires_grad}
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == {id(p) for p in model.parameters() if p.requires_grad} and towers < set(rates)
+    highest = max(rates.values())
+    assert all(rate == pytest.approx(highest * (0.25 if p in towers else 1)) for p, rate in rates.items())
+    assert scheduler["interval"] == "step"
+
+
 def test_only_learned_parts_change_in_a_step(small_model: PromptRIS):
     model = copy.deepcopy(small_model).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

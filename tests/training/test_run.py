@@ -465,11 +465,13 @@ def test_a_run_with_tuned_towers_is_resumed_to_the_same_weights(
     [
         ({"save_full": False}, "set save_full too"),
         ({"save_full": True, "cache": "cache"}, "exclude each other"),
+        ({"save_full": True, "towers_lr": 0.0}, r"train\.towers_lr is 0\.0: give a share"),
     ],
 )
 def test_tuned_towers_are_never_lost(recipe: Recipe, tmp_path: Path, changes: dict[str, Any], words: str):
     recipe.train.tune_towers, recipe.save_full = True, changes["save_full"]
     recipe.engine.embedding_cache = changes.get("cache")
+    recipe.train.towers_lr = changes.get("towers_lr", 0.1)
     with pytest.raises(InputError, match=words):
         run_recipe(recipe, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

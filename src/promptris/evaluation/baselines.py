@@ -6,10 +6,11 @@ And ceilings: the best that a mask on a grid of so many cells can score.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,12 @@ class Baselines:
             "trivial": self.trivial,
             "oracle": oracle,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Baselines:
+        """Inverse of `to_dict`."""
+        oracle = {int(grid): scores for grid, scores in values["oracle"].items()}
+        return cls(values["trivial"], oracle, values["objects"], values["unreadable"])
 
 
 def score_baselines(

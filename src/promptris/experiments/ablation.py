@@ -91,7 +91,6 @@ class Ablation:
             table.name: measured_splits(recipe, table.where, self.plan.out / "tests") for table in plan.tables
         }
         self._opened: dict[str, tuple[ReferDataset, str]] = {}
-        self._scored: dict[str, Baselines] = {}
 
     def run(self) -> tuple[list[TableResult], list[Outcome]]:
         """Do what is missing, and write the tables; returns these and the runs that failed.
@@ -262,9 +261,18 @@ class Ablation:
         return fill(table, splits, cells, baselines, facts, tags)
 
     def _baselines(self, split: MeasuredSplit) -> Baselines:
-        if split.key not in self._scored:
-            self._scored[split.key] = score_baselines(*self._open(split))
-        return self._scored[split.key]
+        path = self.plan.out / "baselines" / f"{split.key}.json"
+        stamp = data_stamp(*self._open(split))
+        if path.is_file():
+            told = json.loads(path.read_text())
+            if told["data"] == stamp:
+                return Baselines.from_dict(told)
+        scored = score_baselines(*self._open(split))
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"data": stamp, **scored.to_dict()}, indent=1) + "\n")
+        partial.replace(path)
+        return scored
 
     def _facts(self, table: Table, folders: Sequence[Path], files: Iterable[Path]) -> dict[str, Any]:
         """How a table came about; commits and machines are those of the runs and of the measuring."""

@@ -30,7 +30,7 @@ from promptris.modeling.prompt_ris import PromptRIS
 from promptris.predictor import Predictor, pick_device
 from promptris.team import launched_rank
 from promptris.training.recipes import load_recipe
-from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe, uses_sam
+from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe
 from promptris.training.stopping import Interrupted
 
 TRAINED_FILE = "trained.json"
@@ -182,11 +182,8 @@ class Worker:
         """What is measured."""
         if self.task.recipe is None:
             return load_classifier(*self.task.towers, device=self.task.device)
-        recipe = load_recipe(str(self.task.recipe))
-        model = PromptRIS.from_pretrained(self.task.folder / "run" / "model").to(
-            pick_device(self.task.device)
-        )
-        return Predictor(model, with_sam=uses_sam(recipe))
+        model = PromptRIS.from_pretrained(self.task.folder / "run" / "model")
+        return Predictor(model.to(pick_device(self.task.device)))
 
 
 def main() -> int:

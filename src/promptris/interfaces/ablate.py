@@ -35,7 +35,7 @@ def ablate_command(
     require_extra("experiments")
     from promptris.experiments.ablation import Ablation, Plan
     from promptris.experiments.report import to_markdown
-    from promptris.experiments.tables import get_tables
+    from promptris.experiments.tables import TABLES, get_tables
     from promptris.predictor import pick_device
     from promptris.training.recipes import load_recipe
 
@@ -46,6 +46,9 @@ def ablate_command(
         raise InputError(
             "no table is named before the other options: give table1 to table5, icl, model, or all"
         )
+    late = [word for word in changes if word in TABLES or word == "all"]
+    if late:
+        raise InputError(f"{late[0]} stands after other options: name all tables first")
     if any(change.split("=")[0] == "--seed" for change in changes):
         raise InputError("--seed is none of this command's options: --seeds gives the training seeds")
     if device not in TRAIN_DEVICES:

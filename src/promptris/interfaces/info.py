@@ -71,7 +71,9 @@ def describe(model: PromptRIS, name: str, weights: dict[str, str]) -> dict[str, 
             "mask_size": model.sam.mask_size,
             "longest_expression_tokens": min(longest, config.max_words) if config.max_words else longest,
             "cross_modal_prompts": config.prompting.direction,
-            "sam_prompts": ", ".join(config.sam_prompts.enabled),
+            "sam_prompts": ", ".join(config.sam_prompts.enabled)
+            if config.sam_prompts.refine
+            else "none: the coarse mask is the answer",
         },
         "weights": weights,
     }

@@ -77,6 +77,7 @@ class TrainConfig:
         validate_every: epochs between evaluations on the validation split; 0 evaluates at the end only.
         bad_steps: steps with a loss that is no number that are left out before the run stops.
         tune_towers: train CLIP and SAM too: an upper bound to compare with, not the paper's method.
+        towers_lr: their learning rate then, as a share of `lr`.
     """
 
     images_per_step: int = 16
@@ -95,6 +96,7 @@ class TrainConfig:
     validate_every: float = 0.0
     bad_steps: int = 3
     tune_towers: bool = False
+    towers_lr: float = 0.1
 
 
 @dataclass

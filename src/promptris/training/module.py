@@ -67,7 +67,14 @@ class PromptRISTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the trainable parameters only, decay on matrices."""
-        groups = decay_matrices(self.model.parameters(), self.config.weight_decay)
+        towers = {id(p) for tower in self.model.frozen_towers() for p in tower.parameters()}
+        learned = (p for p in self.model.parameters() if id(p) not in towers)
+        groups = decay_matrices(learned, self.config.weight_decay)
+        if not self.model.towers_are_frozen:
+            tuned = (p for p in self.model.parameters() if id(p) in towers)
+            # Rates are multiples of the schedule's, which the optimiser's own rate of 1 leaves as they are.
+            share = self.config.towers_lr
+            groups += [{**group, "lr": share} for group in decay_matrices(tuned, self.config.weight_decay)]
         optimizer = torch.optim.AdamW(groups, lr=1.0)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

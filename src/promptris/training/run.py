@@ -203,7 +203,11 @@ def uses_sam(recipe: Recipe) -> bool:
 
 
 def _check_tuned_towers(recipe: Recipe) -> None:
-    """InputError where a run that changes its towers would lose them, or use outdated features of them."""
+    """InputError where a run that changes its towers would lose or ruin them, or use outdated features of them."""
+    if not 0 < recipe.train.towers_lr <= 1:
+        raise InputError(
+            f"train.towers_lr is {recipe.train.towers_lr}: give a share of train.lr, above 0, at most 1"
+        )
     if recipe.train.tune_towers and not recipe.save_full:
         raise InputError(
             "train.tune_towers changes CLIP and SAM, so the model has to hold them: set save_full too"
