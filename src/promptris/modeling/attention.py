@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +57,30 @@ class CrossAttention(nn.Module):
         mask = None if context_mask is None else context_mask[:, None, None, :]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def attend_with_few(
+        self,
+        queries: Float[Tensor, "Q D_q"],
+        context: Float[Tensor, "B K D_k"],
+        context_mask: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B Q D_o"]:
+        """As `forward` for queries that are the same in every sample, with less to compute where they are few.
+
+        A query's product with a projected key is that of the query, projected back, with the key itself; and the
+        mean of projected values is the projected mean. So the context, which is long, is never projected. The keys'
+        bias adds the same to all of a query's products and leaves the attention as it is.
+        """
+        q = self.q_proj(queries).unflatten(-1, (self.heads, -1))
+        weight = self.k_proj.weight.unflatten(0, (self.heads, -1))
+        folded = torch.einsum("qhe,hed->hqd", q, weight).flatten(0, 1)
+        mask = None if context_mask is None else context_mask[:, None, :]
+        pooled = F.scaled_dot_product_attention(
+            folded.expand(len(context), -1, -1), context, context, attn_mask=mask, scale=q.shape[-1] ** -0.5
+        ).unflatten(1, (self.heads, -1))
+        values = self.v_proj.weight.unflatten(0, (self.heads, -1))
+        attended = torch.einsum("bhqd,hed->bqhe", pooled, values).flatten(2)
+        # The keys' bias adds nothing, and takes part so that its gradient is 0 as in `forward`, and not missing.
+        return self.out_proj(attended + (self.v_proj.bias + 0 * self.k_proj.bias))
 
 
 class FeedForward(nn.Module):

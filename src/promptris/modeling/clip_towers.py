@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPModel
+from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from promptris.errors import WeightsError
 from promptris.modeling.recomputation import maybe_recomputed
+
+QUICK_GELU = 1.702
 
 
 class ClipTowers(nn.Module):
@@ -73,12 +78,24 @@ class ClipTowers(nn.Module):
         return self.clip.text_model.embeddings(input_ids=input_ids)
 
     def image_step(
-        self, step: int, tokens: Float[Tensor, "B tokens D_IC"], prompts: Float[Tensor, "B n D_IC"]
+        self,
+        step: int,
+        tokens: Float[Tensor, "I tokens D_IC"],
+        prompts: Float[Tensor, "B n D_IC"],
+        index: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B tokens D_IC"]:
-        """One lock step of the image tower (Eq. 6); the prompts' own outputs are dropped."""
+        """One lock step of the image tower (Eq. 6); the prompts' own outputs are dropped.
+
+        Args:
+            step: which one.
+            tokens: the state before it.
+            prompts: put before the tokens.
+            index: the image that each row of prompts goes with, where tokens are given once per image; None where
+                they are given once per row.
+        """
         per_step = self.image_layers_per_step
         layers = self.clip.vision_model.encoder.layers[step * per_step : (step + 1) * per_step]
-        return self._advance(layers, prompts, tokens, None)
+        return self._advance(layers, prompts, tokens, None, index)
 
     def text_step(
         self, step: int, tokens: Float[Tensor, "B T D_T"], prompts: Float[Tensor, "B n D_T"]
@@ -88,17 +105,28 @@ class ClipTowers(nn.Module):
         layers = self.clip.text_model.encoder.layers[step * per_step : (step + 1) * per_step]
         return self._advance(layers, prompts, tokens, causal_mask(prompts.shape[1] + tokens.shape[1], tokens))
 
-    def _advance(self, layers: nn.ModuleList, prompts: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _advance(
+        self,
+        layers: nn.ModuleList,
+        prompts: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
         """The tokens after some layers in front of which the prompts were put."""
-
-        def first_layer(prompts: Tensor, tokens: Tensor) -> Tensor:
-            # Joined inside the layer, so that what is kept of a step is its tokens alone.
-            return layers[0](torch.cat([prompts, tokens], dim=1), mask)
-
-        state = maybe_recomputed(self.recompute, first_layer, prompts, tokens)
-        for layer in layers[1:]:
-            state = maybe_recomputed(self.recompute, layer, state, mask)
-        return state[:, prompts.shape[1] :]
+        last = len(layers) - 1
+        for number, layer in enumerate(layers):
+            prompts, tokens = maybe_recomputed(
+                self.recompute,
+                _layer,
+                layer,
+                prompts,
+                tokens,
+                mask,
+                index if number == 0 else None,
+                number == last,
+            )
+        return tokens
 
     def finish_image(self, tokens: Float[Tensor, "B tokens D_IC"]) -> Float[Tensor, "B tokens D_IC"]:
         """CLIP's last norm, applied to every token."""
@@ -107,6 +135,53 @@ class ClipTowers(nn.Module):
     def finish_text(self, tokens: Float[Tensor, "B T D_T"]) -> Float[Tensor, "B T D_T"]:
         """CLIP's last norm."""
         return self.clip.text_model.final_layer_norm(tokens)
+
+
+def _layer(
+    layer: CLIPEncoderLayer,
+    prompts: Tensor,
+    tokens: Tensor,
+    mask: Tensor | None,
+    index: Tensor | None,
+    drop_prompts: bool,
+) -> tuple[Tensor, Tensor]:
+    """One layer over [prompts; tokens]: transformers' own, without what is thrown away or the same for several rows.
+
+    Prompts whose outputs are dropped give keys and values only. Where tokens are given once per image, so are their
+    queries, keys and values computed.
+    """
+    attention, count = layer.self_attn, prompts.shape[1]
+    normed = layer.layer_norm1(tokens)
+    q, k, v = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+    if index is not None:
+        tokens, q, k, v = tokens[index], q[index], k[index], v[index]
+    if count:
+        normed = layer.layer_norm1(prompts)
+        k = torch.cat([attention.k_proj(normed), k], dim=1)
+        v = torch.cat([attention.v_proj(normed), v], dim=1)
+        if not drop_prompts:
+            q = torch.cat([attention.q_proj(normed), q], dim=1)
+            tokens = torch.cat([prompts, tokens], dim=1)
+        elif mask is not None:
+            mask = mask[:, :, count:]
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+    state = tokens + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    state = state + _feed_forward(layer.mlp, layer.layer_norm2(state))
+    if drop_prompts:
+        return state[:, :0], state
+    return state[:, :count], state[:, count:]
+
+
+def _feed_forward(mlp: CLIPMLP, x: Tensor) -> Tensor:
+    """The layer's perceptron; CLIP's x sigmoid(1.702 x) is silu(1.702 x) / 1.702, which is one operation.
+
+    The scales are applied where the tensors are narrow.
+    """
+    if not isinstance(mlp.activation_fn, QuickGELUActivation):
+        return mlp(x)
+    hidden = F.silu(F.linear(QUICK_GELU * x, mlp.fc1.weight, QUICK_GELU * mlp.fc1.bias))
+    return F.linear(hidden, mlp.fc2.weight) / QUICK_GELU + mlp.fc2.bias
 
 
 def causal_mask(length: int, like: Tensor) -> Float[Tensor, "1 1 length length"]:

@@ -31,8 +31,7 @@ class PromptGenerator(nn.Module):
         self, context: Float[Tensor, "B N D_k"], context_mask: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B n D_o"]:
         """Prompts from the context's tokens; masked tokens have no influence."""
-        queries = self.tokens.expand(context.shape[0], -1, -1)
-        return self.attention(queries, self.context_norm(context), context_mask)
+        return self.attention.attend_with_few(self.tokens, self.context_norm(context), context_mask)
 
 
 class NoPrompts(nn.Module):

@@ -176,14 +176,14 @@ class PromptRIS(nn.Module):
         image, words = clip_tokens, self.clip.embed_text(expressions.input_ids)
         shared = True
         for step in range(self.clip.depth):
-            patches = image[:, 1:][index] if shared else image[:, 1:]
-            to_text = self.prompting.text_prompts(step, patches)
+            to_text = self.prompting.text_prompts(step, image[:, 1:])
+            to_text = to_text[index] if shared else to_text
             to_image = self.prompting.image_prompts(step, words, expressions.word_mask)
-            if shared and to_image.shape[1]:
-                image, shared = image[index], False
-            if shared:
-                to_image = to_image.new_zeros(len(image), *to_image.shape[1:])
-            image = self.clip.image_step(step, image, to_image)
+            if shared and not to_image.shape[1]:
+                image = self.clip.image_step(step, image, to_image.new_zeros(len(image), *to_image.shape[1:]))
+            else:
+                image = self.clip.image_step(step, image, to_image, index if shared else None)
+                shared = False
             words = self.clip.text_step(step, words, to_text)
         image = self.clip.finish_image(image[:, 1:])
         return image[index] if shared else image, self.clip.finish_text(words)
