@@ -343,6 +343,18 @@ def test_activation_checkpointing_changes_no_step(
     assert rows(tmp_path / "out" / "metrics.csv") == rows(finished[0] / "metrics.csv")
 
 
+def test_linear_layers_by_onednn_change_steps_by_rounding_only(
+    finished: tuple[Path, Recipe], recipe: Recipe, tmp_path: Path
+):
+    recipe.engine.onednn = False
+    run_recipe(recipe, tmp_path / "out", device="cpu")
+    plain, ours = rows(tmp_path / "out" / "metrics.csv"), rows(finished[0] / "metrics.csv")
+    assert plain != ours
+    for expected, found in zip(plain, ours, strict=True):
+        for name in ("coarse_bce", "coarse_dice"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-3)
+
+
 def test_fsdp_without_gpus_is_refused(recipe: Recipe, tmp_path: Path):
     recipe.engine.strategy = "fsdp"
     with pytest.raises(InputError, match="fsdp needs GPUs"):

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from promptris.ops.onednn import same_again
+
 Result = TypeVar("Result")
 
 
@@ -19,4 +21,6 @@ def maybe_recomputed(recompute: bool, function: Callable[..., Result], *argument
     """
     if not (recompute and torch.is_grad_enabled()):
         return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=same_again
+    )

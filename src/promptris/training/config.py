@@ -110,6 +110,7 @@ class EngineConfig:
         precision: 32, bf16 or fp16 (mixed: weights stay float32).
         checkpoint_activations: compute the frozen towers twice instead of keeping what is inside them.
         compile: let torch compile SAM's image encoder.
+        onednn: on a CPU, linear layers by oneDNN in place of torch's own.
         workers: processes per device that prepare batches.
         embedding_cache: folder for SAM's image embeddings, which are then computed once; None computes them in
             every step.
@@ -124,6 +125,7 @@ class EngineConfig:
     precision: str = "32"
     checkpoint_activations: bool = False
     compile: bool = False
+    onednn: bool = True
     workers: int = 0
     embedding_cache: str | None = None
     checkpoint_seconds: float = 120.0

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from promptris.errors import InputError
+from promptris.ops.onednn import OneDnnLinears
 from promptris.team import launched_rank
 from promptris.training.callbacks import MetricsFile, SeedSteps, Sink, StepFigures
 from promptris.training.checkpoints import StepCheckpoint
@@ -81,6 +82,8 @@ def fit_steps(
     stop = StopOnSignal(checkpoint)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        if engine.onednn and not engine.compile:
+            stack.enter_context(OneDnnLinears())
         usual: list[Sink] = []
         if first:
             progress = stack.enter_context(TrainingProgress(name, stages=stages))

@@ -1,0 +1,100 @@
+"""Linear layers by oneDNN on a CPU, gradients included.
+
+torch hands float32 matrix products on a CPU to MKL, which on processors that are not Intel's stays far below what
+they can do (docs/performance.md); oneDNN, which comes with torch too, does not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def has_onednn() -> bool:
+    """Whether this torch has oneDNN and its linear layer."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class OneDnnLinears(TorchFunctionMode):
+    """While this lasts, `F.linear` of float32 tensors on the CPU is oneDNN's, forwards and backwards.
+
+    Everything else stays as it is: other types and devices, mixed precision, a torch without oneDNN. Results differ
+    by rounding from torch's own, and are the same every time. The backward pass may lie outside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._there = has_onednn()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """`func`, or oneDNN's in its place."""
+        if func is F.linear and self._there and not kwargs and _fits(*args):
+            return _Linear.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> OneDnnLinears:
+        _within.depth = getattr(_within, "depth", 0) + 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _within.depth -= 1
+        super().__exit__(*error)
+
+
+_within = threading.local()
+
+
+def same_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For activation checkpointing: what is computed again is computed as it was the first time."""
+    return nullcontext(), OneDnnLinears() if getattr(_within, "depth", 0) else nullcontext()
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and type(x) is Tensor
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """x [*n, D_i], weight [D_o, D_i], bias [D_o] or none -> [*n, D_o]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = (*ctx.needs_input_grad, False)[:3]
+        gradient = gradients[0].contiguous()
+        flat = gradient.flatten(0, -2) if gradient.ndim > 1 else gradient[None]
+        rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
+        return (
+            _product(gradient, weight.t(), None) if for_x else None,
+            _product(flat.t(), rows.t(), None) if for_weight else None,
+            flat.sum(0) if for_bias and ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result

@@ -1,0 +1,115 @@
+"""oneDNN's linear layer equals torch's own, forwards and backwards, and stands back where it does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from promptris.modeling.recomputation import maybe_recomputed
+from promptris.ops import onednn
+from promptris.ops.onednn import OneDnnLinears, has_onednn
+
+needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+
+
+def results(shape, bias, inside):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, 24, generator=generator, requires_grad=True)
+    weight = torch.randn(40, 24, generator=generator, requires_grad=True)
+    offset = torch.randn(40, generator=generator, requires_grad=True) if bias else None
+    with inside:
+        y = F.linear(x, weight, offset)
+        (y.sin() * torch.arange(40)).sum().backward()
+    return y, x.grad, weight.grad, None if offset is None else offset.grad
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 5), (1, 1)])
+def test_values_and_gradients(shape, bias):
+    plain, ours = results(shape, bias, torch.enable_grad()), results(shape, bias, OneDnnLinears())
+    for expected, found in zip(plain, ours, strict=True):
+        if expected is None:
+            assert found is None
+        else:
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often oneDNN's own layer was called."""
+    calls = []
+    original = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda *arguments: calls.append(1) or original(*arguments))
+    return calls
+
+
+@needs_onednn
+def test_layers_that_are_frozen_get_no_gradient(counted):
+    layer = nn.Linear(8, 4).requires_grad_(False)
+    x = torch.randn(3, 8, requires_grad=True)
+    with OneDnnLinears():
+        layer(x).sum().backward()
+    assert layer.weight.grad is None and len(counted) == 2
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, 8))
+
+
+@needs_onednn
+def test_transposed_and_strided_inputs(counted):
+    x, weight = torch.randn(6, 9)[:, ::3].t(), torch.randn(6, 5).t()
+    with OneDnnLinears():
+        ours = F.linear(x, weight)
+    torch.testing.assert_close(ours, x @ weight.t())
+    assert counted
+
+
+def test_other_types_mixed_precision_and_nothing_at_all_are_left_alone(counted):
+    layer = nn.Linear(8, 4)
+    with OneDnnLinears():
+        assert layer.double()(torch.randn(2, 8).double()).dtype == torch.float64
+        layer.float()
+        assert layer(torch.randn(0, 8)).shape == (0, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
+    layer(torch.randn(2, 8))
+    assert not counted
+
+
+@needs_onednn
+@pytest.mark.parametrize("inside", [True, False])
+def test_computed_again_by_the_same(counted, inside):
+    """Activation checkpointing, whether the backward pass lies within or not."""
+    layer = nn.Linear(8, 4)
+    x = torch.randn(3, 8, requires_grad=True)
+
+    def gradients(recompute):
+        x.grad = layer.weight.grad = None
+        with OneDnnLinears():
+            loss = maybe_recomputed(recompute, lambda state: layer(state).sin(), x).sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        return x.grad.clone(), layer.weight.grad.clone()
+
+    kept = gradients(recompute=False)
+    assert len(counted) == 3  # forwards, and a gradient each for input and weight
+    again = gradients(recompute=True)
+    assert len(counted) == 3 + 4
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+@needs_onednn
+def test_outside_nothing_is_computed_by_it(counted):
+    x = torch.randn(3, 8, requires_grad=True)
+    maybe_recomputed(True, nn.Linear(8, 4), x).sum().backward()
+    assert not counted
+
+
+def test_without_onednn_nothing_changes(monkeypatch, counted):
+    monkeypatch.setattr(onednn, "has_onednn", lambda: False)
+    with OneDnnLinears():
+        nn.Linear(3, 2)(torch.randn(1, 3))
+    assert not counted
