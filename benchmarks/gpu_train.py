@@ -163,7 +163,7 @@ class Bench:
         if self.device.type == "cuda":
             result.peak_memory_gb = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         flops = self.flops(sam=case.stage == 2, cached=case.cached)
-        result.model_tflop = round(flops / 1e12, 3)
+        result.model_tflop = round(flops / 1e12, 6)
         if self.peak_tflops:
             result.utilisation = round(flops / 1e12 / step / self.peak_tflops, 4)
 
