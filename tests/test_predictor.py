@@ -151,7 +151,7 @@ def test_score_is_sams_iou_kept_between_0_and_1(make_model, pixels):
 
 def test_sam_encodes_an_image_once_however_many_questions(model, pixels):
     calls = []
-    hook = model.sam.sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.sam.sam.vision_encoder.neck.register_forward_hook(lambda *_: calls.append(1))
     with_image = Predictor(model, expressions_per_pass=2).set_image(pixels)
     with_image.predict(TEXTS)
     with_image.predict("a")

@@ -178,7 +178,7 @@ def test_thresholds_outside_the_open_interval_are_refused(model, threshold):
 def test_several_images_each_encoded_once(model, classifier, pixels):
     other = np.ascontiguousarray(pixels[:20, :30])
     calls = []
-    hook = model.sam.sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.sam.sam.vision_encoder.neck.register_forward_hook(lambda *_: calls.append(1))
     answers = classifier.answer_images([pixels, other, pixels], ["a", "b", "", "c"], [1, 0, 1, 0])
     hook.remove()
     assert len(calls) == 2  # nothing was asked about the third

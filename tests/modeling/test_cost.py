@@ -65,18 +65,18 @@ def test_prompt_generators_of_the_paper_by_hand(paper_cost):
 
 def test_sam_is_encoded_once_per_image_and_without_gradients(paper_cost):
     assert paper_cost.backward["SAM image encoder"] == 0
-    # Patches, 8 windowed layers on 25 windows of 14 x 14, 4 global ones on 64 x 64, and a neck.
+    # Patches, 8 layers in windows of 14 x 14, 4 global ones on 64 x 64, and a neck. Windows that stick out have all
+    # their keys, but no queries outside.
     width, side = 768, 64
     patches = 2 * side**2 * width * 3 * 16 * 16
     neck = 2 * side**2 * 256 * (width + 9 * 256)
 
-    def layer(windows, window):
-        tokens = window * window
-        linear = 2 * windows * tokens * 4 * width * width + 2 * side**2 * 2 * width * 4 * width
-        relative = 2 * 2 * windows * tokens * window * width
-        return linear + 2 * 2 * windows * tokens * tokens * width + relative
+    def layer(window):
+        linear = 2 * side**2 * (4 + 8) * width * width
+        relative = 2 * 2 * side**2 * window * width
+        return linear + 2 * 2 * side**2 * window**2 * width + relative
 
-    expected = patches + neck + 8 * layer(25, 14) + 4 * layer(1, side)
+    expected = patches + neck + 8 * layer(14) + 4 * layer(side)
     assert paper_cost.forward["SAM image encoder"] == 2 * expected
 
 

@@ -225,7 +225,7 @@ def test_coarse_only_mode_runs_no_sam(model):
 @torch.no_grad()
 def test_sams_image_encoder_runs_once_per_image(model):
     rows = []
-    hook = model.sam.sam.vision_encoder.register_forward_hook(
+    hook = model.sam.sam.vision_encoder.neck.register_forward_hook(
         lambda m, i, output: rows.append(len(output[0]))
     )
     features = model.encode_image(make_images())

@@ -16,6 +16,7 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 
 from promptris.modeling.recomputation import maybe_recomputed
+from promptris.modeling.sam_encoder import encode_image
 
 BACKGROUND, FOREGROUND = 0, 1
 """Labels of a click, as SAM numbers them."""
@@ -65,12 +66,24 @@ class SamAdapter(nn.Module):
 
     def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
         """Image features F_IS; they do not depend on any prompt, nor on the other images."""
-        # One after the other: global attention takes more than a gigabyte per image, and a CPU is faster so.
         encoder = self.sam.vision_encoder
-        parts = [
-            maybe_recomputed(self.recompute, encoder, image).last_hidden_state for image in pixels.split(1)
-        ]
-        return torch.cat(parts)
+        if torch.is_grad_enabled() and next(encoder.parameters()).requires_grad:
+            return self._encode_to_train(pixels)
+        if encoder._compiled_call_impl is not None:
+            return torch.cat([encoder(image).last_hidden_state for image in pixels.split(1)])
+        # One after the other: several at once take more memory, and a CPU is not faster for it.
+        return torch.cat([encode_image(encoder, image) for image in pixels.split(1)])
+
+    def _encode_to_train(self, pixels: Tensor) -> Tensor:
+        """The same by transformers' own layers, with gradients."""
+        encoder = self.sam.vision_encoder
+        state = encoder.patch_embed(pixels)
+        if encoder.pos_embed is not None:
+            state = state + encoder.pos_embed
+        for layer in encoder.layers:
+            state = maybe_recomputed(self.recompute, layer, state)
+        features: Tensor = encoder.neck(state)
+        return features
 
     def image_code(self) -> Float[Tensor, "1 D_S H_S W_S"]:
         """Position embedding of the image features' grid."""

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -42,7 +43,9 @@ class OneDnnLinears(TorchFunctionMode):
     ) -> Any:
         """`func`, or oneDNN's in its place."""
         if func is F.linear and self._there and not kwargs and _fits(*args):
-            return _Linear.apply(*args)
+            if torch.is_grad_enabled():
+                return _Linear.apply(*args)
+            return _product(*args)
         return func(*args, **(kwargs or {}))
 
     def __enter__(self) -> OneDnnLinears:
@@ -95,6 +98,16 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def fits_onednn(x: Tensor) -> bool:
+    """Whether `onednn_product` takes this tensor and is the faster way."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and has_onednn()
+
+
+def onednn_product(x: Float[Tensor, "*n D_i"], weight: Float[Tensor, "D_o D_i"]) -> Float[Tensor, "*n D_o"]:
+    """x weight^T by oneDNN, for tensors that `fits_onednn` is true of; not differentiable."""
+    return _product(x, weight)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
