@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
+RESULTS ?= out/results
 
-.PHONY: help demo test slow lint format bench docs clean
+.PHONY: help demo test slow lint format bench results docs clean
 
 help:
 	@echo "make demo    install, then segment unseen scenes with the built-in model: pictures in $(OUT)/"
@@ -13,6 +14,7 @@ help:
 	@echo "make lint    ruff, mypy, import directions"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make bench   measure the full-size model, loading and training on this machine"
+	@echo "make results  train and measure everything in results/ again, from nothing"
 	@echo "make docs    the documentation as HTML in docs/_build/"
 
 demo: $(VENV)/.installed
@@ -39,6 +41,14 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/refshapes.py
 	$(BIN)/python benchmarks/training.py
+
+# Goes on where it was interrupted; nothing that is there is done again.
+results: $(VENV)/.installed-dev
+	$(BIN)/promptris ablate model --recipe refshapes-small --parallel 2 --out $(RESULTS)/model
+	$(BIN)/promptris ablate table1 table2 table3 table4 table5 icl --parallel 2 --out $(RESULTS)/tables \
+		--towers.clip $(RESULTS)/model/towers/clip --towers.sam $(RESULTS)/model/towers/sam
+	mkdir -p results
+	cp $(RESULTS)/*/*.json $(RESULTS)/*/*.md $(RESULTS)/*/*.png results/
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build

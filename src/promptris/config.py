@@ -21,6 +21,7 @@ _LOWEST = {
     "max_words": 0,
     "num_prompts": 0,
     "heads": 1,
+    "first_layer": 0,
     "dim": 1,
     "layers": 0,
     "ffn_ratio": 1,
@@ -73,11 +74,14 @@ class PromptingConfig(_Checked):
         direction: which prompts are generated: "both", "v2l", "l2v" or "none" (Table 4).
         num_prompts: prompt tokens n per layer and direction.
         heads: attention heads of each prompt generator.
+        first_layer: layers of both towers before this one run without prompts, and those of the image tower once per
+            image instead of once per expression; the paper prompts from the first, 0.
     """
 
     direction: Literal["both", "v2l", "l2v", "none"] = "both"
     num_prompts: int = 16
     heads: int = 8
+    first_layer: int = 0
 
 
 @dataclass

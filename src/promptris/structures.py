@@ -66,7 +66,8 @@ class ImageFeatures(_TensorFields):
     """What does not depend on the expression and is computed once per image.
 
     Attributes:
-        clip_tokens: [I, 1+N_C, D_IC] CLIP's embedded patches, [CLS] first (F_IC^0).
+        clip_tokens: [I, 1+N_C, D_IC] CLIP's tokens, [CLS] first, before the first layer that is prompted (F_IC^0
+            unless `PromptingConfig.first_layer` says otherwise).
         sam_embeddings: [I, D_S, H_S, W_S] SAM's image features F_IS; None in coarse-only mode.
     """
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from promptris.errors import InputError
 from promptris.modeling.attention import CrossAttention
 from promptris.modeling.cross_modal_prompting import CrossModalPrompting, NoPrompts, PromptGenerator
-from promptris.structures import ExpressionBatch
+from promptris.structures import ExpressionBatch, ImageBatch
 
 IDS = torch.tensor([[598, 5, 6, 599, 599, 599], [598, 7, 8, 9, 10, 599], [598, 11, 599, 599, 599, 599]])
 LENGTHS = torch.tensor([4, 6, 3])
@@ -129,6 +129,38 @@ def test_image_tower_runs_once_per_image_until_words_prompt_it(make_model, direc
     image, _ = model.encode_expressions(model.clip.embed_image(torch.randn(2, 3, 48, 48)), EXPRESSIONS)
     assert seen == rows
     assert len(image) == 3
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@torch.no_grad()
+def test_prompting_may_start_later(make_clip, make_model, first):
+    """The same as prompts of nothing before that layer, with the image's first layers run once per image."""
+    model = make_model(make_clip(3, 3), prompting={"first_layer": first})
+    pixels = torch.randn(2, 3, 48, 48)
+    rows = []
+    for layer in model.clip.clip.vision_model.encoder.layers:
+        layer.layer_norm2.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    images = ImageBatch(pixels)
+    image, words = model.encode_expressions(model.encode_image(images).clip_tokens, EXPRESSIONS)
+    assert rows == [2] * first + [3] * (3 - first)
+
+    plain = make_model(make_clip(3, 3))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for step in range(first):
+        plain.prompting.v2l[step] = NoPrompts(plain.clip.text_dim)
+        plain.prompting.l2v[step] = NoPrompts(plain.clip.image_dim)
+    expected_image, expected_words = plain.encode_expressions(
+        plain.encode_image(images).clip_tokens, EXPRESSIONS
+    )
+    close(image, expected_image)
+    close(words[WORDS], expected_words[WORDS])
+    generators = [*model.prompting.v2l, *model.prompting.l2v]
+    assert sum(isinstance(one, PromptGenerator) for one in generators) == 2 * (3 - first)
+
+
+def test_prompting_cannot_start_behind_the_last_layer(make_clip, make_model):
+    with pytest.raises(InputError, match=r"first_layer is 4, but CLIP's towers have 3 layers"):
+        make_model(make_clip(3, 3), prompting={"first_layer": 4})
 
 
 @torch.no_grad()

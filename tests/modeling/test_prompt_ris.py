@@ -226,7 +226,7 @@ def test_coarse_only_mode_runs_no_sam(model):
 def test_sams_image_encoder_runs_once_per_image(model):
     rows = []
     hook = model.sam.sam.vision_encoder.neck.register_forward_hook(
-        lambda m, i, output: rows.append(len(output[0]))
+        lambda m, i, output: rows.append(len(output))
     )
     features = model.encode_image(make_images())
     model(features, make_expressions())

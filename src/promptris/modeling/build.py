@@ -47,6 +47,10 @@ def build_model(
             f"clip_image_size {config.clip_image_size} is not a multiple of CLIP's patch size {towers.patch_size}"
         )
     prompting, settings = config.prompting, config.decoder
+    if prompting.first_layer > towers.depth:
+        raise InputError(
+            f"prompting.first_layer is {prompting.first_layer}, but CLIP's towers have {towers.depth} layers"
+        )
     decoder = CrossModalDecoder(
         towers.image_dim,
         towers.text_dim,
@@ -70,6 +74,7 @@ def build_model(
             v2l_prompts=prompting.num_prompts if prompting.direction in ("v2l", "both") else 0,
             l2v_prompts=prompting.num_prompts if prompting.direction in ("l2v", "both") else 0,
             heads=prompting.heads,
+            first_step=prompting.first_layer,
         ),
         decoder=decoder,
         text_prompter=TextPrompter(

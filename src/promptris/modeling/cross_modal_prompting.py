@@ -58,24 +58,33 @@ class CrossModalPrompting(nn.Module):
         v2l_prompts: vision-to-language prompts per step; 0 switches the direction off.
         l2v_prompts: language-to-vision prompts per step; 0 switches the direction off.
         heads: attention heads.
+        first_step: steps before it have no prompts.
 
     Attributes:
         recompute: keep only the states that are read for the backward pass, not what is made of them.
     """
 
     def __init__(
-        self, depth: int, image_dim: int, text_dim: int, v2l_prompts: int, l2v_prompts: int, heads: int
+        self,
+        depth: int,
+        image_dim: int,
+        text_dim: int,
+        v2l_prompts: int,
+        l2v_prompts: int,
+        heads: int,
+        first_step: int = 0,
     ) -> None:
         super().__init__()
         self.recompute = False
 
-        def generator(num_prompts: int, context_dim: int, out_dim: int) -> nn.Module:
-            if num_prompts == 0:
+        def generator(step: int, num_prompts: int, context_dim: int, out_dim: int) -> nn.Module:
+            if num_prompts == 0 or step < first_step:
                 return NoPrompts(out_dim)
             return PromptGenerator(num_prompts, context_dim, out_dim, inner_dim=text_dim, heads=heads)
 
-        self.v2l = nn.ModuleList(generator(v2l_prompts, image_dim, text_dim) for _ in range(depth))
-        self.l2v = nn.ModuleList(generator(l2v_prompts, text_dim, image_dim) for _ in range(depth))
+        self.first_step = first_step
+        self.v2l = nn.ModuleList(generator(step, v2l_prompts, image_dim, text_dim) for step in range(depth))
+        self.l2v = nn.ModuleList(generator(step, l2v_prompts, text_dim, image_dim) for step in range(depth))
 
     def text_prompts(self, step: int, patch_tokens: Float[Tensor, "B N_C D_IC"]) -> Float[Tensor, "B n D_T"]:
         """T_V2L of a step from the image's patch tokens, [CLS] left out (Eq. 5)."""

@@ -122,7 +122,10 @@ class PromptRIS(nn.Module):
             embeddings = ready.sam_embeddings
             if embeddings is None and ready.sam_pixels is not None:
                 embeddings = self.sam.encode_image(ready.sam_pixels)
-            return ImageFeatures(self.clip.embed_image(ready.clip_pixels), embeddings)
+            tokens = self.clip.embed_image(ready.clip_pixels)
+            for step in range(self.prompting.first_step):
+                tokens = self.clip.image_step(step, tokens, tokens[:, :0])
+            return ImageFeatures(tokens, embeddings)
 
     def forward(
         self,
@@ -174,8 +177,10 @@ class PromptRIS(nn.Module):
         """
         index = expressions.image_index
         image, words = clip_tokens, self.clip.embed_text(expressions.input_ids)
+        for step in range(self.prompting.first_step):
+            words = self.clip.text_step(step, words, words[:, :0])
         shared = True
-        for step in range(self.clip.depth):
+        for step in range(self.prompting.first_step, self.clip.depth):
             to_text = self.prompting.text_prompts(step, image[:, 1:])
             to_text = to_text[index] if shared else to_text
             to_image = self.prompting.image_prompts(step, words, expressions.word_mask)
