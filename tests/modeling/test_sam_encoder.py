@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import SamConfig, SamModel
 
-from promptris.modeling import relative_attention
 from promptris.modeling.relative_attention import attend_with_relative_positions, by_rows, folded
 from promptris.modeling.sam_adapter import SamAdapter
 from promptris.modeling.sam_encoder import encode_image
+from promptris.ops import attention
 from promptris.ops.onednn import OneDnnLinears, has_onednn
 
 
@@ -90,7 +90,7 @@ def by_hand(q, k, v, rel_h, rel_w):
 @pytest.mark.parametrize("entries", [1, 40, 1000, 10_000_000])
 @pytest.mark.parametrize(("grid", "extent"), [((5, 7), (5, 7)), ((5, 7), (2, 3)), ((1, 9), (1, 1))])
 def test_attention_by_hand_whatever_is_held_at_once(monkeypatch, entries, grid, extent):
-    monkeypatch.setattr(relative_attention, "BIAS_ENTRIES", entries)
+    monkeypatch.setattr(attention, "SCORES", entries)
     inputs = attention_inputs(6, grid, extent)
     expected = by_hand(*inputs)
     torch.testing.assert_close(attend_with_relative_positions(*inputs), expected, atol=1e-5, rtol=1e-5)
@@ -103,7 +103,7 @@ def test_no_bias_of_all_pairs_is_ever_held(monkeypatch):
     """Measured by the meter of training costs: 12 heads on 32 x 32 tokens would take 50 MB."""
     from promptris.modeling.cost import _Meter
 
-    monkeypatch.setattr(relative_attention, "BIAS_ENTRIES", 65_536)
+    monkeypatch.setattr(attention, "SCORES", 65_536)
     inputs = attention_inputs(12, (32, 32), (32, 32))
     meter = _Meter()
     meter.ignore(inputs)

@@ -12,6 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from promptris.errors import WeightsError
 from promptris.modeling.recomputation import maybe_recomputed
+from promptris.ops.attention import attend
 
 QUICK_GELU = 1.702
 
@@ -165,7 +166,7 @@ def _layer(
         elif mask is not None:
             mask = mask[:, :, count:]
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+    attended = attend(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     state = tokens + attention.out_proj(attended.transpose(1, 2).flatten(2))
     state = state + _feed_forward(layer.mlp, layer.layer_norm2(state))
     if drop_prompts:

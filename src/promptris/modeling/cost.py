@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from promptris.losses import PromptRISCriterion
-from promptris.modeling import relative_attention
 from promptris.modeling.prompt_ris import PromptRIS
+from promptris.ops import attention
 from promptris.ops.onednn import has_onednn
 from promptris.structures import ExpressionBatch, ImageBatch, SegmentationTargets
 
@@ -271,12 +271,12 @@ def _labelled(model: PromptRIS, meter: _Meter) -> Iterator[None]:
 @contextmanager
 def _in_few_passes() -> Iterator[None]:
     """SAM's attention one head at a time: the same operations in fewer calls, and up to 0.2 GB more than it takes."""
-    before = relative_attention.BIAS_ENTRIES
-    relative_attention.BIAS_ENTRIES = 2**24
+    before = attention.SCORES
+    attention.SCORES = 2**24
     try:
         yield
     finally:
-        relative_attention.BIAS_ENTRIES = before
+        attention.SCORES = before
 
 
 def _of_one_image(meter: _Meter, encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
