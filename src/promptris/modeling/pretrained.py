@@ -189,4 +189,6 @@ def _find_folder(name: str | Path) -> Path:
 
 
 def _plain_config(module: Any) -> dict[str, Any]:
-    return json.loads(module.config.to_json_string(use_diff=False))
+    values = json.loads(module.config.to_json_string(use_diff=False))
+    # Where it once lay on somebody's machine; `sources` tells what matters.
+    return {name: value for name, value in values.items() if name != "_name_or_path"}
