@@ -126,8 +126,10 @@ def test_training_changed_the_learned_parts(finished: tuple[Path, Recipe], tower
     before = build_from_sources(towers / "clip", towers / "sam", recipe.model, recipe.seed)
     after = dict(PromptRIS.from_pretrained(out / "model").named_parameters())
     for name, parameter in before.named_parameters():
+        # A bias of the keys adds the same to all products of a query, and has no gradient.
+        idle = name.startswith("prompting.") and name.endswith("k_proj.bias")
         if parameter.requires_grad:
-            assert not torch.equal(parameter, after[name]), name
+            assert torch.equal(parameter, after[name]) == idle, name
 
 
 def test_the_checkpoint_holds_no_frozen_weights(finished: tuple[Path, Recipe], towers: Path):
