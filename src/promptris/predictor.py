@@ -337,7 +337,8 @@ def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> Prompt
     types = {"auto": torch.float32, **{n: getattr(torch, n) for n in ("float32", "bfloat16", "float16")}}
     if dtype not in types:
         raise InputError(f"there is no dtype {dtype!r}: choose from {', '.join(types)}")
-    return model.to(device=pick_device(device), dtype=types[dtype])
+    with model.sam.exact_positions():
+        return model.to(device=pick_device(device), dtype=types[dtype])
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,7 +6,8 @@ click at pixel (x, y) of SAM's own prompt encoder is ((x + 0.5) / size, (y + 0.5
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +51,25 @@ class SamAdapter(nn.Module):
         return self.sam.config.prompt_encoder_config.hidden_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the decoder's weights."""
+        return self.sam.mask_decoder.iou_token.weight.dtype
+
+    @contextmanager
+    def exact_positions(self) -> Iterator[None]:
+        """Whatever type the model is converted to within, the position matrix keeps its own.
+
+        Its products are angles of many turns, and coordinates rounded to half precision are cells off.
+        """
+        owners = (self.sam.shared_image_embedding, self.sam.prompt_encoder.shared_embedding)
+        before = [owner.positional_embedding.detach().clone() for owner in owners]
+        try:
+            yield
+        finally:
+            for owner, matrix in zip(owners, before, strict=True):
+                owner.positional_embedding.data = matrix.to(owner.positional_embedding.device)
+
+    @property
     def image_size(self) -> int:
         """Side of the square image SAM sees, in pixels."""
         return self.sam.config.vision_config.image_size
@@ -87,13 +107,13 @@ class SamAdapter(nn.Module):
 
     def image_code(self) -> Float[Tensor, "1 D_S H_S W_S"]:
         """Position embedding of the image features' grid."""
-        return self.sam.get_image_wide_positional_embeddings()
+        return self.sam.get_image_wide_positional_embeddings().to(self.dtype)
 
     def embed_position(self, points: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n D_S"]:
         """Position embedding of (x, y) fractions of the image."""
         # The products are angles: half precision would blur neighbouring cells into each other.
         with torch.autocast(points.device.type, enabled=False):
-            return self.sam.prompt_encoder.shared_embedding(points)
+            return self.sam.prompt_encoder.shared_embedding(points).to(self.dtype)
 
     def cell_centres(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n 2"]:
         """Centres, as (x, y) fractions, of cells of the flattened 4H_S x 4W_S grid."""
