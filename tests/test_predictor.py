@@ -160,6 +160,28 @@ def test_sam_encodes_an_image_once_however_many_questions(model, pixels):
     assert len(calls) == 1
 
 
+def test_recent_images_are_not_encoded_again(model, pixels):
+    encoded = []
+    hook = model.sam.sam.vision_encoder.neck.register_forward_hook(lambda *_: encoded.append(1))
+    predictor = Predictor(model, remembered_images=2)
+    images = [pixels, pixels[::-1], pixels[:, ::-1]]
+    first = predictor.set_image(pixels).predict("a")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    same(predictor.set_image(buffer.getvalue()).predict("a"), first)
+    assert len(encoded) == 1
+    for image in images[1:]:
+        predictor.set_image(image)
+    assert len(encoded) == 3
+    predictor.set_image(images[2])
+    same(predictor.predict("a"), Predictor(model).set_image(images[2]).predict("a"))
+    assert len(encoded) == 4  # the other predictor's own
+    predictor.set_image(pixels)  # forgotten by now
+    Predictor(model, remembered_images=0).set_image(pixels)
+    hook.remove()
+    assert len(encoded) == 6
+
+
 def test_paths_bytes_and_pil_images_are_taken(predictor, with_image, pixels, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")

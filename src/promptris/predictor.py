@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from promptris.ops.points import highest_position
 from promptris.ops.polygons import mask_to_polygons
 from promptris.ops.run_lengths import mask_to_rle
 from promptris.processing import ImageLike, Processor, check_expression, load_image
+from promptris.remembered import Remembered
 from promptris.structures import ImageFeatures, PromptRISOutput
 from promptris.visualize import overlay
 
@@ -141,6 +143,8 @@ class Predictor(AnswersExpressions):
         expressions_per_pass: how many expressions run through the model at once.
         with_sam: refine with SAM; without it, as for models trained so, the coarse mask is the answer. None
             does what the model was trained for (`SamPromptConfig.refine`).
+        remembered_images: encoded images that `set_image` keeps by their content, the latest ones: 7 MB each at the
+            paper's size in float32.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class Predictor(AnswersExpressions):
         threshold: float = 0.5,
         expressions_per_pass: int = 16,
         with_sam: bool | None = None,
+        remembered_images: int = 8,
     ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"the threshold must lie between 0 and 1, not at {threshold}")
@@ -158,9 +163,10 @@ class Predictor(AnswersExpressions):
         self.with_sam = model.config.sam_prompts.refine if with_sam is None else with_sam
         self.device = next(model.parameters()).device
         self._latest: ImagePredictor | None = None
+        self._remembered: Remembered[ImageFeatures] = Remembered(remembered_images)
 
     def set_image(self, image: ImageLike) -> ImagePredictor:
-        """Encode an image once, to answer any number of expressions about it.
+        """Encode an image once, to answer any number of expressions about it; a recent one is not encoded again.
 
         Args:
             image: path, PIL image, bytes or H x W x 3 uint8 RGB array.
@@ -172,7 +178,9 @@ class Predictor(AnswersExpressions):
             InputError: when it cannot be read.
         """
         pixels = load_image(image)
-        self._latest = ImagePredictor(self, self.encode([pixels]), pixels.shape[:2])
+        key = (pixels.shape, hashlib.blake2b(pixels.tobytes()).digest())
+        features = self._remembered.get(key, lambda: self.encode([pixels]))
+        self._latest = ImagePredictor(self, features, pixels.shape[:2])
         return self._latest
 
     def _ask(
