@@ -53,7 +53,7 @@ def main() -> None:
 
     start = time.perf_counter()
     model = build_random(options.preset)
-    predictor = Predictor(model)
+    predictor = Predictor(model, remembered_images=0)
     built = time.perf_counter() - start
     image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
     texts = [f"the object number {i} on the left" for i in range(options.expressions)]

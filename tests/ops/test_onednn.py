@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from promptris.modeling.recomputation import maybe_recomputed
 from promptris.ops import onednn
-from promptris.ops.onednn import OneDnnLinears, has_onednn
+from promptris.ops.onednn import OneDnnLinears, has_onednn, onednn_product, takes_layers_by_onednn
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
 
@@ -113,3 +113,29 @@ def test_without_onednn_nothing_changes(monkeypatch, counted):
     with OneDnnLinears():
         nn.Linear(3, 2)(torch.randn(1, 3))
     assert not counted
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("activation", "plain"), [("none", lambda x: x), ("swish", F.silu), ("gelu", F.gelu), ("relu", F.relu)]
+)
+def test_activations_in_the_same_pass(activation, plain, dtype):
+    x, weight, bias = (3 * torch.randn(*shape) for shape in ((4, 5, 8), (6, 8), (6,)))
+    expected = plain(F.linear(x, weight, bias))
+    found = onednn_product(x.to(dtype), weight.to(dtype), bias.to(dtype), activation)
+    assert found.dtype == dtype
+    exact = dtype == torch.float32
+    torch.testing.assert_close(
+        found.float(), expected, atol=1e-4 if exact else 0.5, rtol=1e-5 if exact else 0.05
+    )
+
+
+def test_layers_are_left_to_torch_where_something_is_learnt_or_types_differ():
+    x, weight = torch.randn(2, 3), torch.randn(4, 3)
+    assert not takes_layers_by_onednn(x, weight)
+    with torch.no_grad():
+        assert takes_layers_by_onednn(x, weight) == has_onednn()
+        assert not takes_layers_by_onednn(x.bfloat16(), weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not takes_layers_by_onednn(x, weight)

@@ -13,6 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 from promptris.errors import WeightsError
 from promptris.modeling.recomputation import maybe_recomputed
 from promptris.ops.attention import attend
+from promptris.ops.onednn import onednn_product, takes_layers_by_onednn
 
 QUICK_GELU = 1.702
 
@@ -181,7 +182,11 @@ def _feed_forward(mlp: CLIPMLP, x: Tensor) -> Tensor:
     """
     if not isinstance(mlp.activation_fn, QuickGELUActivation):
         return mlp(x)
-    hidden = F.silu(F.linear(QUICK_GELU * x, mlp.fc1.weight, QUICK_GELU * mlp.fc1.bias))
+    scaled, bias = QUICK_GELU * x, QUICK_GELU * mlp.fc1.bias
+    if takes_layers_by_onednn(x, mlp.fc1.weight):
+        hidden = onednn_product(scaled, mlp.fc1.weight, bias, "swish")
+    else:
+        hidden = F.silu(F.linear(scaled, mlp.fc1.weight, bias))
     return F.linear(hidden, mlp.fc2.weight) / QUICK_GELU + mlp.fc2.bias
 
 

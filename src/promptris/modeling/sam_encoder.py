@@ -11,9 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionEncoder, SamVisionLayer
+from transformers.activations import GELUActivation
+from transformers.models.sam.modeling_sam import (
+    SamMLPBlock,
+    SamVisionAttention,
+    SamVisionEncoder,
+    SamVisionLayer,
+)
 
 from promptris.modeling.relative_attention import attend_with_relative_positions
+from promptris.ops.onednn import onednn_product, takes_layers_by_onednn
 
 ROWS = 1024
 """Tokens that go through a perceptron at once."""
@@ -42,8 +49,14 @@ def _layer(layer: SamVisionLayer, state: Tensor) -> Tensor:
     state += attention.proj(attended)
     # Some rows at a time: inside, the perceptron is four times as wide.
     for rows in state.flatten(0, 1).split(ROWS):
-        rows += layer.mlp(layer.layer_norm2(rows))
+        rows += _perceptron(layer.mlp, layer.layer_norm2(rows))
     return state
+
+
+def _perceptron(mlp: SamMLPBlock, x: Tensor) -> Tensor:
+    if isinstance(mlp.act, GELUActivation) and takes_layers_by_onednn(x, mlp.lin1.weight):
+        return mlp.lin2(onednn_product(x, mlp.lin1.weight, mlp.lin1.bias, "gelu"))
+    return mlp(x)
 
 
 def _windowed(attention: SamVisionAttention, qkv: Tensor, size: int) -> Tensor:

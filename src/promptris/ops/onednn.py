@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,7 @@ class OneDnnLinears(TorchFunctionMode):
 
 
 _within = threading.local()
+Activation = Literal["none", "swish", "gelu", "relu"]
 
 
 def same_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -103,11 +104,32 @@ def fits_onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and has_onednn()
 
 
-def onednn_product(x: Float[Tensor, "*n D_i"], weight: Float[Tensor, "D_o D_i"]) -> Float[Tensor, "*n D_o"]:
-    """x weight^T by oneDNN, for tensors that `fits_onednn` is true of; not differentiable."""
-    return _product(x, weight)
+def onednn_product(
+    x: Float[Tensor, "*n D_i"],
+    weight: Float[Tensor, "D_o D_i"],
+    bias: Float[Tensor, " D_o"] | None = None,
+    activation: Activation = "none",
+) -> Float[Tensor, "*n D_o"]:
+    """activation(x weight^T + bias) by oneDNN in one pass, for x that `fits_onednn` is true of; not differentiable.
+
+    "swish" is x sigmoid(x), "gelu" the exact one.
+    """
+    return _product(x, weight, bias, activation)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> Tensor:
+    algorithm = "none" if activation == "gelu" else ""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
+
+
+def takes_layers_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a linear layer may be computed by `onednn_product`: nothing is learnt, and the types agree."""
+    return (
+        not torch.is_grad_enabled()
+        and fits_onednn(x)
+        and x.dtype == weight.dtype
+        and not torch.is_autocast_enabled("cpu")
+    )
