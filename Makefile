@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/refshapes.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/linears.py
 
 # Goes on where it was interrupted; nothing that is there is done again.
 results: $(VENV)/.installed-dev

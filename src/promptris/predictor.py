@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +19,7 @@ from promptris.errors import InputError
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.sam_prompts import Clicks
 from promptris.ops.masks import mask_bbox
-from promptris.ops.onednn import OneDnnLinears
+from promptris.ops.onednn import inference
 from promptris.ops.points import highest_position
 from promptris.ops.polygons import mask_to_polygons
 from promptris.ops.run_lengths import mask_to_rle
@@ -127,13 +126,6 @@ class AnswersExpressions(ABC):
         return answers[0] if isinstance(expression, str) else answers
 
 
-@contextmanager
-def _inference() -> Iterator[None]:
-    """Without gradients, and with the faster linear layers on a CPU."""
-    with torch.inference_mode(), OneDnnLinears():
-        yield
-
-
 class Predictor(AnswersExpressions):
     """Answers expressions about images.
 
@@ -192,7 +184,7 @@ class Predictor(AnswersExpressions):
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
-        with _inference():
+        with inference():
             return self.model.encode_image(self.processor.images(images, self.with_sam).to(self.device))
 
     def answer_images(
@@ -238,7 +230,7 @@ class Predictor(AnswersExpressions):
         for start in range(0, len(expressions), self.expressions_per_pass):
             part = slice(start, start + self.expressions_per_pass)
             texts, index = expressions[part], image_index[part]
-            with _inference():
+            with inference():
                 output = self.model(
                     features,
                     self.processor.expressions(texts, index).to(self.device),

@@ -112,6 +112,22 @@ def test_no_bias_of_all_pairs_is_ever_held(monkeypatch):
     assert meter.peak < 3_000_000
 
 
+@torch.no_grad()
+def test_an_encoder_that_was_compiled_is_called(make_sam):
+    sam = SamAdapter(make_sam(use_rel_pos=True))
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = sam.encode_image(pixels)
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(1)
+        return graph
+
+    sam.sam.vision_encoder.compile(backend=backend)
+    assert far(sam.encode_image(pixels), expected) < 1e-6
+    assert seen
+
+
 def test_an_encoder_that_is_trained_has_gradients_in_every_layer(make_sam):
     """transformers' own layers then, one by one computed again where memory is short."""
     sam = SamAdapter(make_sam(use_rel_pos=True))

@@ -131,6 +131,12 @@ def test_activations_in_the_same_pass(activation, plain, dtype):
     )
 
 
+def test_a_processor_without_half_precision_gets_torchs_own(monkeypatch):
+    monkeypatch.setattr(onednn, "has_half_precision", lambda: False)
+    assert not onednn.fits_onednn(torch.zeros(1, dtype=torch.bfloat16))
+    assert onednn.fits_onednn(torch.zeros(1)) == has_onednn()
+
+
 def test_layers_are_left_to_torch_where_something_is_learnt_or_types_differ():
     x, weight = torch.randn(2, 3), torch.randn(4, 3)
     assert not takes_layers_by_onednn(x, weight)

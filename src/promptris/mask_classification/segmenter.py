@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from promptris.mask_classification.scoring import (
 )
 from promptris.mask_classification.towers import FrozenTowers
 from promptris.modeling.prompt_ris import PromptRIS
+from promptris.ops.onednn import inference
 from promptris.predictor import AnswersExpressions, Click, Prediction, place
 from promptris.processing import (
     SAM_MEAN,
@@ -85,7 +85,7 @@ class MaskClassifier(AnswersExpressions):
         return self._latest
 
     def _examine(self, pixels: NDArray[np.uint8]) -> ImageClassifier:
-        with torch.inference_mode():
+        with inference():
             found = propose(self.model.sam, self._sam_features(pixels), self.proposals)
             features = embed_proposals(self.model.clip, pixels, found, self.scoring)
         return ImageClassifier(self, found, features, (pixels.shape[0], pixels.shape[1]))
@@ -154,7 +154,7 @@ class ImageClassifier(AnswersExpressions):
         if not expressions or not len(self.proposals):
             return [self._nothing(text) for text in expressions]
         clip = self.classifier.model.clip
-        with torch.inference_mode():
+        with inference():
             texts = embed_expressions(clip, self.classifier.processor, expressions)
             probabilities = choice_probabilities(clip, self.features, texts)
             best = probabilities.max(dim=1)

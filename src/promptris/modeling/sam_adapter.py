@@ -89,6 +89,7 @@ class SamAdapter(nn.Module):
         encoder = self.sam.vision_encoder
         if torch.is_grad_enabled() and next(encoder.parameters()).requires_grad:
             return self._encode_to_train(pixels)
+        # After `encoder.compile()`, what was compiled.
         if encoder._compiled_call_impl is not None:
             return torch.cat([encoder(image).last_hidden_state for image in pixels.split(1)])
         # One after the other: several at once take more memory, and a CPU is not faster for it.

@@ -13,8 +13,8 @@ from promptris.ops.onednn import fits_onednn, onednn_product
 
 SCORES = 2_097_152
 """Scores that are held at once: about what fits a processor's cache (8 MiB in float32)."""
-WORTH_IT = 65_536
-"""From so many scores per group on, single products of a group are faster than torch's fused kernel."""
+WORTH_IT = 160_000
+"""From so many scores per group on, single products of a group were faster than torch's fused kernel."""
 
 AddBias = Callable[[Tensor, int, slice], None]
 """Adds a bias to the scores [rows, K] of a group's queries in a slice, in place."""
