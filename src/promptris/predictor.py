@@ -305,10 +305,6 @@ class ImagePredictor(AnswersExpressions):
         return self.predictor.answer(self.features, [self.size], texts, index, prompts, points)
 
 
-BUILT_IN_MODELS = ("tiny",)
-"""Models that come with the package."""
-
-
 def load(
     name: str | Path = "tiny",
     device: str = "auto",
@@ -328,8 +324,7 @@ def load(
     Raises:
         InputError: when there is no such model, device or dtype.
     """
-    folder = Path(__file__).parent / "assets" / str(name) if str(name) in BUILT_IN_MODELS else name
-    return Predictor(place(PromptRIS.from_pretrained(folder, clip, sam), device, dtype))
+    return Predictor(place(PromptRIS.from_pretrained(name, clip, sam), device, dtype))
 
 
 def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> PromptRIS:

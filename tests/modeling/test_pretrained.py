@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from promptris.errors import InputError, WeightsError
+from promptris.modeling.base_weights import load_clip, load_sam
 from promptris.modeling.build import build_from_sources
 from promptris.modeling.pretrained import full_state, tuned_parameters
 from promptris.modeling.prompt_ris import PromptRIS
@@ -303,3 +304,29 @@ def test_a_folder_without_tokenizer_says_so(full_folder):
         path.unlink()
     with pytest.raises(InputError, match="tokenizer"):
         PromptRIS.from_pretrained(full_folder)
+
+
+def test_towers_of_a_saved_model_are_sources_for_others(small_model, tmp_path):
+    """A folder that holds its towers, or a built-in name, gives CLIP and SAM bit by bit."""
+    folder = tmp_path / "model"
+    small_model.save_pretrained(folder, full=True)
+    built_in = PromptRIS.from_pretrained("tiny")
+    for source, model in ((folder, small_model), ("tiny", built_in)):
+        for load, tower in ((load_clip, model.clip.clip), (load_sam, model.sam.sam)):
+            loaded, expected = load(source).module.state_dict(), tower.state_dict()
+            assert loaded.keys() == expected.keys()
+            assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+def test_a_model_without_its_towers_is_no_source_of_them(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path, full=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "full": False}))
+    with pytest.raises(InputError, match="model without its towers"):
+        load_clip(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(next(name for name in tensors if name.startswith("sam.sam.")))
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="does not hold exactly the SAM"):
+        load_sam(tmp_path)

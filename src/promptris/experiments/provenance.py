@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from promptris.builtin_models import builtin_folder
 from promptris.data.dataset import ReferDataset
 from promptris.training.model_card import hardware
 
@@ -45,7 +46,7 @@ def commit() -> str:
 
 def weights_stamp(source: str | Path) -> str:
     """What the weights of a file or folder are known by: a hash of their bytes; of anything else, its name."""
-    path = Path(source)
+    path = builtin_folder(source) or Path(source)
     if path.is_dir():
         files = sorted(found for pattern in _WEIGHTS for found in path.glob(pattern))
     else:

@@ -7,9 +7,9 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptris.builtin_models import ASSETS, BUILT_IN_MODELS
 from promptris.errors import InputError
 from promptris.interfaces.models import ModelChoice, preset_skeleton
 from promptris.interfaces.options import extras, installed_version, missing_packages
@@ -126,14 +126,9 @@ def _torch_facts() -> dict[str, str]:
 
 
 def _built_in_models() -> dict[str, str]:
-    assets = Path(__file__).parents[1] / "assets"
-    try:
-        from promptris.predictor import BUILT_IN_MODELS
-    except ImportError as error:
-        return {"(any)": f"unknown, promptris cannot be imported: {error}"}
     states = {}
     for name in BUILT_IN_MODELS:
-        weights = assets / name / "model.safetensors"
+        weights = ASSETS / name / "model.safetensors"
         there = weights.is_file()
-        states[name] = f"there, {weights.stat().st_size / 1e6:.1f} MB" if there else f"missing from {assets}"
+        states[name] = f"there, {weights.stat().st_size / 1e6:.1f} MB" if there else f"missing from {ASSETS}"
     return states

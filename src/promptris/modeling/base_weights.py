@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
+from promptris.builtin_models import builtin_folder
 from promptris.errors import InputError, WeightsError
 from promptris.modeling import meta_sam, openai_clip
+from promptris.modeling.saved_towers import read_tower, saved_with_towers
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, SamModel
@@ -114,6 +116,7 @@ def load_clip(source: str | Path, *, offline: bool = False) -> BaseModel[CLIPMod
             - a transformers folder: config.json and model.safetensors, or pytorch_model.bin, read for tensors
               only;
             - a hub id such as ``openai/clip-vit-base-patch16``, through the hub's cache;
+            - a built-in name (``tiny``) or a model folder of this package that holds its towers, for the CLIP in it;
             - OpenAI's original ``ViT-B-16.pt`` (B/32, B/16, L/14, L/14@336), a TorchScript archive whose code
               is not run, or the same state dict saved plainly (.pt, .pth, .safetensors). Such files are taken
               to be OpenAI's: quick GELU and heads of 64 channels, which no tensor tells.
@@ -130,8 +133,8 @@ def load_sam(source: str | Path, *, offline: bool = False) -> BaseModel[SamModel
     """Loads a SAM (ViT-B, L or H; other sizes of the same build too).
 
     Args:
-        source: a transformers folder, a hub id such as ``facebook/sam-vit-base``, or Meta's original
-            ``sam_vit_b_01ec64.pth`` (read for tensors only).
+        source: a transformers folder, a hub id such as ``facebook/sam-vit-base``, Meta's original
+            ``sam_vit_b_01ec64.pth`` (read for tensors only), or a model of this package as in `load_clip`.
         offline: use only what is on this machine.
 
     Raises:
@@ -177,6 +180,8 @@ def locate_source(source: str | Path, example: str) -> tuple[Literal["folder", "
         InputError: it is nothing at all.
     """
     text = str(source).strip()
+    if builtin := builtin_folder(text):
+        return "folder", builtin
     if text:
         path = Path(text).expanduser()
         try:
@@ -207,6 +212,8 @@ def _load(source: str | Path, family: _Family, offline: bool) -> BaseModel[Any]:
     place, path = locate_source(source, example)
     if place == "file":
         module = _load_original(path, family)
+    elif place == "folder" and saved_with_towers(path):
+        module = read_tower(path, family.model_type)
     else:
         if place == "folder":
             _check_folder(path, family)

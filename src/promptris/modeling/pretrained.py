@@ -11,15 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from promptris.builtin_models import builtin_folder
 from promptris.config import PromptRISConfig
 from promptris.errors import InputError, WeightsError
 from promptris.modeling.base_weights import load_clip, load_sam
 from promptris.modeling.build import build_from_configs, build_model, describe_source
 from promptris.modeling.prompt_ris import PromptRIS
+from promptris.modeling.saved_towers import CONFIG_FILE, WEIGHTS_FILE, is_model_config
 from promptris.modeling.tokenizer import load_tokenizer
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _KEYS = ("format_version", "full", "model", "clip_config", "sam_config", "sources")
 _FILES = [
     CONFIG_FILE,
@@ -81,7 +82,7 @@ def from_pretrained(name: str | Path, clip: str | Path | None, sam: str | Path |
     """Read a model folder.
 
     Args:
-        name: folder or hub id.
+        name: built-in name, folder or hub id.
         clip: where CLIP is now, when it is not where it was at training time; its content must be the same.
         sam: the same for SAM.
 
@@ -156,7 +157,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a promptris model folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "promptris":
+    if not is_model_config(config):
         raise InputError(f"{path} is not a promptris model's configuration")
     missing = [key for key in _KEYS if key not in config]
     if not missing and not config["full"]:
@@ -169,7 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _find_folder(name: str | Path) -> Path:
-    folder = Path(name)
+    folder = builtin_folder(name) or Path(name)
     if folder.is_dir():
         return folder
     if folder.exists():

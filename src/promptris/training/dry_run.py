@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, SamModel
 
+from promptris.builtin_models import builtin_folder
 from promptris.data.catalog import read_dataset
 from promptris.data.combined import COMBINED
 from promptris.data.open_vocabulary import select as select_categories
@@ -136,7 +137,7 @@ def _model(recipe: Recipe, notes: list[str]) -> tuple[PromptRIS, bool]:
     if towers.clip is None and towers.sam is None:
         return build_random(towers.preset, recipe.seed, recipe.model), True
     clip, sam = towers.clip, towers.sam
-    if clip is not None and sam is not None and Path(clip).exists() and Path(sam).exists():
+    if clip is not None and sam is not None and _is_here(clip) and _is_here(sam):
         return build_from_sources(clip, sam, recipe.model, recipe.seed), True
     get_preset(towers.preset)
     notes.append(
@@ -145,6 +146,10 @@ def _model(recipe: Recipe, notes: list[str]) -> tuple[PromptRIS, bool]:
     )
     with nullcontext() if recipe.model.decoder.start_from_clip else torch.device("meta"):
         return build_random(towers.preset, recipe.seed, recipe.model), False
+
+
+def _is_here(source: str) -> bool:
+    return Path(source).exists() or builtin_folder(source) is not None
 
 
 def _count_images(recipe: Recipe, out: Path | None, notes: list[str]) -> tuple[int, str] | None:
