@@ -209,7 +209,7 @@ def test_arrays_of_another_kind_are_refused(array):
         load_image(array)
 
 
-@pytest.mark.parametrize("given", [None, 3, [[1, 2]], torch.zeros(3, 4, 4)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("given", [None, 3, [[1, 2]], torch.device("cpu")], ids=lambda g: type(g).__name__)
 def test_things_that_are_no_image_are_refused(given):
     with pytest.raises(InputError, match=type(given).__name__):
         load_image(given)
@@ -447,3 +447,12 @@ def test_whatever_a_reader_raises_is_an_input_error():
     data[start:] = b"\xff" * (len(data) - start)
     with pytest.raises(InputError, match="damaged"):
         load_image(bytes(data))
+
+
+def test_torch_tensors_are_images_too():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    rows = torch.from_numpy(pixels)
+    np.testing.assert_array_equal(load_image(rows), pixels)
+    np.testing.assert_array_equal(load_image(rows.permute(2, 0, 1)), pixels)
+    with pytest.raises(InputError, match="uint8 RGB, not float32"):
+        load_image(rows.float())

@@ -10,7 +10,7 @@ import pytest
 
 from promptris.errors import InputError
 from promptris.outputs import PredictionWriter, parse_formats, safe_stem, slug, write_whole
-from promptris.predictor import Prediction
+from promptris.prediction import Prediction
 
 
 def prediction(mask: np.ndarray, expression: str = "ring") -> Prediction:

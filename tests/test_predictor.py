@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from promptris.errors import InputError
-from promptris.modeling.sam_prompts import Clicks
-from promptris.predictor import Predictor, load, pick_device, place
+from promptris.modeling.sam_prompts import Corrections
+from promptris.placement import fastest_dtype, pick_device, place
+from promptris.predictor import Predictor, load
 
 HEIGHT, WIDTH = 50, 70
 TEXTS = ["a b", "c", "dd e fff", "g", "hh"]
@@ -285,9 +286,9 @@ def test_an_unknown_prompt_is_named(with_image, unchecked):
 def test_clicks_are_pixel_centres_with_labels(model, with_image, pixels):
     answer = with_image.predict(["c", "a b"], points=[(10, 20, 1), (69, 49, 0)])
     fractions = torch.tensor([[[10.5 / WIDTH, 20.5 / HEIGHT], [69.5 / WIDTH, 49.5 / HEIGHT]]])
-    clicks = Clicks(fractions, torch.tensor([[1, 0]]))
-    check(answer[0], by_hand(model, pixels, "c", clicks=clicks))
-    check(answer[1], by_hand(model, pixels, "a b", clicks=clicks))
+    clicks = Corrections(fractions, torch.tensor([[1, 0]]))
+    check(answer[0], by_hand(model, pixels, "c", corrections=clicks))
+    check(answer[1], by_hand(model, pixels, "a b", corrections=clicks))
     assert not np.array_equal(answer[1].mask, with_image.predict("a b").mask)
 
 
@@ -304,6 +305,51 @@ def test_the_label_of_a_click_matters(with_image):
 def test_clicks_outside_the_image_are_refused(with_image, click):
     with pytest.raises(InputError, match="70 x 50 image"):
         with_image.predict("a", points=[(5, 5, 1), click])
+
+
+def test_a_box_is_given_by_its_first_pixel_and_its_size(model, with_image, pixels):
+    answer = with_image.predict("c", box=(10, 20, 31, 12))
+    corners = torch.tensor([[[10.5 / WIDTH, 20.5 / HEIGHT], [40.5 / WIDTH, 31.5 / HEIGHT]]])
+    none = torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.long)
+    check(answer, by_hand(model, pixels, "c", corrections=Corrections(*none, corners)))
+    assert not np.array_equal(answer.mask, with_image.predict("c").mask)
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 5, 9, 9), (5, 5, 0, 9), (5, 5, 66, 9), (5, 5, 9, 46), (5, 5, 9), (5, 5, float("nan"), 9)]
+)
+def test_boxes_outside_the_image_are_refused(with_image, box):
+    with pytest.raises(InputError, match="box"):
+        with_image.predict("a", box=box)
+
+
+def test_an_explanation_tells_response_prompts_and_corrections(model, predictor, with_image, pixels):
+    found = with_image.explain("a b", points=[(10, 20, 1)], prompts=("mask",))
+    same(found.prediction, with_image.predict("a b", points=[(10, 20, 1)], prompts=("mask",)))
+    assert found.prompts == ("mask",) and found.points == ((10, 20, 1),) and found.box is None
+    side = model.coarse_grid
+    processor = model.processor()
+    with torch.no_grad():
+        output = model(model.encode_image(processor.images([pixels])), processor.expressions(["a b"]))
+    np.testing.assert_allclose(found.response, output.coarse_logits[0].sigmoid(), atol=1e-5)
+    assert found.response.shape == (side, side) and found.response.dtype == np.float32
+    np.testing.assert_array_equal(found.coarse_mask, found.prediction.coarse_mask)
+    assert found.picture(pixels).width > 3 * WIDTH
+    predictor.set_image(pixels)
+    assert predictor.explain("a b", prompts=()).prompts == ()
+    coarse = Predictor(model, with_sam=False).set_image(pixels).explain("a b")
+    assert coarse.prompts == ()
+
+
+def test_auto_takes_half_precision_where_it_is_faster(monkeypatch):
+    from promptris import placement
+
+    for there in (True, False):
+        monkeypatch.setattr(placement, "has_half_precision", lambda there=there: there)
+        large = torch.bfloat16 if there and placement.has_onednn() else torch.float32
+        assert fastest_dtype(torch.device("cpu"), 1024) == large
+        assert fastest_dtype(torch.device("cpu"), 128) == torch.float32
+    assert fastest_dtype(torch.device("mps"), 1024) == torch.float32
 
 
 @pytest.mark.parametrize("empty", ["", "  \n"])

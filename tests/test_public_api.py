@@ -12,8 +12,9 @@ import pytest
 import promptris
 
 NAMES = {
+    "Explanation": "promptris.prediction",
     "InputError": "promptris.errors",
-    "Prediction": "promptris.predictor",
+    "Prediction": "promptris.prediction",
     "Predictor": "promptris.predictor",
     "PromptRIS": "promptris.modeling.prompt_ris",
     "PromptRISConfig": "promptris.config",

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from promptris.config import PromptRISConfig
     from promptris.errors import InputError, PromptRISError
     from promptris.modeling.prompt_ris import PromptRIS
-    from promptris.predictor import Prediction, Predictor, load
+    from promptris.prediction import Explanation, Prediction
+    from promptris.predictor import Predictor, load
 
     __version__: str
 
 _HOMES = {
+    "Explanation": "promptris.prediction",
     "InputError": "promptris.errors",
-    "Prediction": "promptris.predictor",
+    "Prediction": "promptris.prediction",
     "Predictor": "promptris.predictor",
     "PromptRIS": "promptris.modeling.prompt_ris",
     "PromptRISConfig": "promptris.config",
@@ -31,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Explanation",
     "InputError",
     "Prediction",
     "Predictor",

@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,10 @@ try:
 except ImportError:  # there is no wheel for every platform, and Pillow reads all that it reads
     simplejpeg = None
 
-ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor"
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
@@ -50,10 +53,11 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
     """Any supported image as RGB uint8 [H, W, 3].
 
     EXIF orientation is applied; transparency is laid on white; grey, palette, CMYK and 16-bit images are
-    converted. Arrays must already be H x W x 3 uint8 RGB; they are returned as they are.
+    converted. Arrays must already be H x W x 3 uint8 RGB; they are returned as they are. So must torch tensors be, or
+    3 x H x W as torch's own picture tools have them.
 
     Args:
-        image: path, bytes of a file, PIL image, or array.
+        image: path, bytes of a file, PIL image, array, or torch tensor.
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, the smallest that divides both sides
             evenly and leaves them at least this many pixels: faster for photographs that will be shrunk
             anyway. Shrinking the result further then differs a little from shrinking the whole image. Arrays,
@@ -63,6 +67,10 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
         InputError: it cannot be read, is damaged or cut off, or has more than MAX_PIXELS pixels (which its
             header tells, before anything is decoded); the message names the file.
     """
+    if type(image).__module__ == "torch" and hasattr(
+        image, "permute"
+    ):  # torch itself need not be imported here
+        image = _from_tensor(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InputError(
@@ -75,7 +83,8 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
         return _decode(io.BytesIO(image), "the given bytes", at_least)
     if not isinstance(image, str | Path):
         raise InputError(
-            f"an image must be a path, a PIL image, bytes or an H x W x 3 uint8 array, not {type(image).__name__}"
+            f"an image must be a path, a PIL image, bytes, or an H x W x 3 uint8 array or tensor, "
+            f"not {type(image).__name__}"
         )
     path = Path(image)
     try:
@@ -88,6 +97,12 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {str(path)[:200]!r}: {reason}") from error
+
+
+def _from_tensor(image: Any) -> NDArray[Any]:
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = image.permute(1, 2, 0)
+    return np.ascontiguousarray(image.detach().cpu().numpy())
 
 
 def _decode(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.uint8]:

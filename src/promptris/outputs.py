@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from promptris.predictor import Prediction
+    from promptris.prediction import Prediction
 
 FORMATS = {
     "mask": "mask.png",

@@ -4,83 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from promptris.config import PromptName
+from promptris.config import PromptName, check_prompt_names
 from promptris.errors import InputError
 from promptris.modeling.prompt_ris import PromptRIS
-from promptris.modeling.sam_prompts import Clicks
-from promptris.ops.masks import mask_bbox
+from promptris.modeling.sam_prompts import Corrections
 from promptris.ops.onednn import inference
 from promptris.ops.points import highest_position
-from promptris.ops.polygons import mask_to_polygons
-from promptris.ops.run_lengths import mask_to_rle
+from promptris.placement import place
+from promptris.prediction import Box, Click, Explanation, Prediction
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
 from promptris.structures import ImageFeatures, PromptRISOutput
-from promptris.visualize import overlay
-
-Click = tuple[float, float, int]
-"""x, y in the image's own pixels, and 1 (part of the referent) or 0 (not part of it)."""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The answer to one expression.
+class Guidance:
+    """What an answer is guided by beside the expression; see `AnswersExpressions.predict`."""
 
-    Attributes:
-        expression: the text.
-        mask: bool [H, W], the image's own size.
-        score: SAM's estimate of the mask's IoU, in [0, 1]; for a model without SAM the mean probability
-            inside the mask.
-        coarse_mask: bool [H, W], CLIP's response alone.
-        point: (x, y) of the point prompt in the image's own pixels.
-    """
-
-    expression: str
-    mask: NDArray[np.bool_]
-    score: float
-    coarse_mask: NDArray[np.bool_]
-    point: tuple[int, int]
+    prompts: tuple[PromptName, ...] | None = None
+    points: Sequence[Click] = ()
+    box: Box | None = None
 
     @property
-    def area(self) -> int:
-        """Pixels of the mask."""
-        return int(self.mask.sum())
-
-    @property
-    def bbox(self) -> list[int]:
-        """[x, y, width, height] in pixels; all 0 for an empty mask."""
-        return mask_bbox(self.mask)
-
-    def to_rle(self) -> dict[str, Any]:
-        """COCO run-length encoding, counts as text."""
-        return mask_to_rle(self.mask)
-
-    def to_polygons(self) -> list[list[list[float]]]:
-        """Regions as [outer ring, hole, ...], each ring [x0, y0, x1, y1, ...] in pixels."""
-        return mask_to_polygons(self.mask)
-
-    def overlay(self, image: ImageLike) -> Image.Image:
-        """The image with the mask laid over it and the point marked."""
-        return overlay(load_image(image), self.mask, point=self.point)
+    def corrects(self) -> bool:
+        """Whether a person corrects the answer."""
+        return len(self.points) > 0 or self.box is not None
 
 
 class AnswersExpressions(ABC):
     """`predict`, for whatever knows the image that is asked about."""
 
     @abstractmethod
-    def _ask(
-        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
-    ) -> list[Prediction]:
+    def _ask(self, texts: list[str], guidance: Guidance) -> list[Prediction]:
         """Answers about the image, in the order of the texts."""
 
     @overload
@@ -90,6 +54,7 @@ class AnswersExpressions(ABC):
         *,
         prompts: tuple[PromptName, ...] | None = None,
         points: Sequence[Click] = (),
+        box: Box | None = None,
     ) -> Prediction: ...
 
     @overload
@@ -99,6 +64,7 @@ class AnswersExpressions(ABC):
         *,
         prompts: tuple[PromptName, ...] | None = None,
         points: Sequence[Click] = (),
+        box: Box | None = None,
     ) -> list[Prediction]: ...
 
     def predict(
@@ -107,6 +73,7 @@ class AnswersExpressions(ABC):
         *,
         prompts: tuple[PromptName, ...] | None = None,
         points: Sequence[Click] = (),
+        box: Box | None = None,
     ) -> Prediction | list[Prediction]:
         """The mask of what the expression means; for a list of expressions, a list in the same order.
 
@@ -114,15 +81,16 @@ class AnswersExpressions(ABC):
             expression: one text or several.
             prompts: SAM prompts to use ("mask", "point", "text"); None means the model's own.
             points: clicks that correct the answer, (x, y, label) in the image's own pixels.
+            box: (x, y, width, height) in the image's own pixels, where the referent is to be looked for.
 
         Raises:
-            InputError: when no image was set, for an empty expression, for a click outside the image, or for
-                prompts or clicks where the model answers without SAM.
+            InputError: when no image was set, for an empty expression, for a click or box outside the image, or for
+                prompts, clicks or a box where the model answers without SAM.
         """
         texts = [expression] if isinstance(expression, str) else list(expression)
         for text in texts:
             check_expression(text)
-        answers = self._ask(texts, prompts, points)
+        answers = self._ask(texts, Guidance(prompts, points, box))
         return answers[0] if isinstance(expression, str) else answers
 
 
@@ -175,12 +143,24 @@ class Predictor(AnswersExpressions):
         self._latest = ImagePredictor(self, features, pixels.shape[:2])
         return self._latest
 
-    def _ask(
-        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
-    ) -> list[Prediction]:
+    def _ask(self, texts: list[str], guidance: Guidance) -> list[Prediction]:
+        return self._current()._ask(texts, guidance)
+
+    def explain(
+        self,
+        expression: str,
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+        box: Box | None = None,
+    ) -> Explanation:
+        """`predict` about the image set last, and how the answer came about."""
+        return self._current().explain(expression, prompts=prompts, points=points, box=box)
+
+    def _current(self) -> ImagePredictor:
         if self._latest is None:
             raise InputError("no image is set: call set_image before predict")
-        return self._latest._ask(texts, prompts, points)
+        return self._latest
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
@@ -196,7 +176,7 @@ class Predictor(AnswersExpressions):
     ) -> list[Prediction]:
         """Predictions for expressions about images [H, W, 3], encoded together; see `answer`."""
         sizes = [image.shape[:2] for image in images]
-        return self.answer(self.encode(images), sizes, expressions, image_index, prompts)
+        return self.answer(self.encode(images), sizes, expressions, image_index, Guidance(prompts))
 
     def answer(
         self,
@@ -204,8 +184,7 @@ class Predictor(AnswersExpressions):
         sizes: Sequence[tuple[int, int]],
         expressions: Sequence[str],
         image_index: Sequence[int],
-        prompts: tuple[PromptName, ...] | None = None,
-        clicks: Sequence[Click] = (),
+        guidance: Guidance | None = None,
     ) -> list[Prediction]:
         """Predictions for expressions about already encoded images, in the given order.
 
@@ -214,19 +193,38 @@ class Predictor(AnswersExpressions):
             sizes: (height, width) of each image.
             expressions: the texts.
             image_index: the image each is about.
-            prompts: SAM prompts to use; None means the model's own.
-            clicks: corrections, in the pixels of the one image they belong to.
+            guidance: clicks and box are in the pixels of the one image that the expressions are about.
 
         Raises:
-            InputError: for a click outside the image, or for prompts or clicks where the model answers without
-                SAM.
+            InputError: for a click or box outside the image, or for guidance where the model answers without SAM.
         """
-        if not self.with_sam and (prompts is not None or len(clicks)):
+        passes = self._passes(features, sizes, expressions, image_index, guidance or Guidance())
+        return [prediction for prediction, _ in passes]
+
+    def explained(
+        self, features: ImageFeatures, size: tuple[int, int], expression: str, guidance: Guidance
+    ) -> Explanation:
+        """The answer to one expression about an encoded image of (height, width), and how it came about."""
+        ((prediction, coarse),) = self._passes(features, [size], [expression], [0], guidance)
+        enabled = self.model.config.sam_prompts.enabled if guidance.prompts is None else guidance.prompts
+        used = check_prompt_names(enabled) if self.with_sam else ()
+        response = coarse.float().sigmoid().cpu().numpy()
+        return Explanation(prediction, response, used, tuple(guidance.points), guidance.box)
+
+    def _passes(
+        self,
+        features: ImageFeatures,
+        sizes: Sequence[tuple[int, int]],
+        expressions: Sequence[str],
+        image_index: Sequence[int],
+        guidance: Guidance,
+    ) -> Iterator[tuple[Prediction, torch.Tensor]]:
+        """Predictions with their response maps S'_C [H_C, W_C]."""
+        if not self.with_sam and (guidance.prompts is not None or guidance.corrects):
             raise InputError(
                 f"this model answers with CLIP's coarse mask, without SAM, and so takes no "
-                f"{'clicks' if prompts is None else 'choice of SAM prompts'}: leave them out"
+                f"{'clicks or box' if guidance.prompts is None else 'choice of SAM prompts'}: leave them out"
             )
-        predictions: list[Prediction] = []
         for start in range(0, len(expressions), self.expressions_per_pass):
             part = slice(start, start + self.expressions_per_pass)
             texts, index = expressions[part], image_index[part]
@@ -234,14 +232,14 @@ class Predictor(AnswersExpressions):
                 output = self.model(
                     features,
                     self.processor.expressions(texts, index).to(self.device),
-                    prompts=prompts,
-                    clicks=self._clicks(clicks, sizes[index[0]], len(texts)),
+                    prompts=guidance.prompts,
+                    corrections=self._corrections(guidance, sizes[index[0]], len(texts)),
                 )
-                predictions += [
+                predictions = [
                     self._prediction(text, output, row, sizes[image])
                     for row, (text, image) in enumerate(zip(texts, index, strict=True))
                 ]
-        return predictions
+            yield from zip(predictions, output.coarse_logits, strict=True)
 
     def _prediction(
         self, expression: str, output: PromptRISOutput, row: int, size: tuple[int, int]
@@ -267,23 +265,46 @@ class Predictor(AnswersExpressions):
             point=(int(x * size[1]), int(y * size[0])),
         )
 
-    def _clicks(self, clicks: Sequence[Click], size: tuple[int, int], rows: int) -> Clicks | None:
-        if not clicks:
+    def _corrections(self, guidance: Guidance, size: tuple[int, int], rows: int) -> Corrections | None:
+        if not guidance.corrects:
             return None
         height, width = size
-        for click in clicks:
-            if len(click) != 3:
-                raise InputError(f"the click {click!r} is not (x, y, label)")
-            x, y, label = click
-            if not (0 <= x < width and 0 <= y < height) or label not in (0, 1):
-                raise InputError(
-                    f"the click {x:g},{y:g},{label} is not X,Y inside the {width} x {height} image with a label "
-                    "of 1 (part of the referent) or 0"
-                )
+        for click in guidance.points:
+            _check_click(click, width, height)
         # SAM's clicks mean pixel centres.
-        points = torch.tensor([((x + 0.5) / width, (y + 0.5) / height) for x, y, _ in clicks])
-        labels = torch.tensor([int(label) for _, _, label in clicks])
-        return Clicks(points.expand(rows, -1, -1).to(self.device), labels.expand(rows, -1).to(self.device))
+        centres = [((x + 0.5) / width, (y + 0.5) / height) for x, y, _ in guidance.points]
+        points = torch.tensor(centres).reshape(1, -1, 2).expand(rows, -1, -1)
+        labels = torch.tensor([[int(label) for _, _, label in guidance.points]]).long().expand(rows, -1)
+        boxes = None
+        if guidance.box is not None:
+            x, y, wide, high = _check_box(guidance.box, width, height)
+            # So do its boxes: their corners are the first and the last pixel.
+            corners = torch.tensor([[x + 0.5, y + 0.5], [x + wide - 0.5, y + high - 0.5]])
+            boxes = (corners / torch.tensor([width, height])).expand(rows, -1, -1).to(self.device)
+        return Corrections(points.to(self.device), labels.to(self.device), boxes)
+
+
+def _check_click(click: Click, width: int, height: int) -> None:
+    if len(click) != 3:
+        raise InputError(f"the click {click!r} is not (x, y, label)")
+    x, y, label = click
+    if not (0 <= x < width and 0 <= y < height) or label not in (0, 1):
+        raise InputError(
+            f"the click {x:g},{y:g},{label} is not X,Y inside the {width} x {height} image with a label "
+            "of 1 (part of the referent) or 0"
+        )
+
+
+def _check_box(box: Box, width: int, height: int) -> Box:
+    if len(box) != 4:
+        raise InputError(f"the box {box!r} is not (x, y, width, height)")
+    x, y, wide, high = box
+    if not (x >= 0 and y >= 0 and wide >= 1 and high >= 1 and x + wide <= width and y + high <= height):
+        raise InputError(
+            f"the box {x:g},{y:g},{wide:g},{high:g} is not X,Y,WIDTH,HEIGHT of at least a pixel inside the "
+            f"{width} x {height} image"
+        )
+    return box
 
 
 class ImagePredictor(AnswersExpressions):
@@ -298,11 +319,24 @@ class ImagePredictor(AnswersExpressions):
     def __init__(self, predictor: Predictor, features: ImageFeatures, size: tuple[int, int]) -> None:
         self.predictor, self.features, self.size = predictor, features, size
 
-    def _ask(
-        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
-    ) -> list[Prediction]:
-        index = [0] * len(texts)
-        return self.predictor.answer(self.features, [self.size], texts, index, prompts, points)
+    def _ask(self, texts: list[str], guidance: Guidance) -> list[Prediction]:
+        return self.predictor.answer(self.features, [self.size], texts, [0] * len(texts), guidance)
+
+    def explain(
+        self,
+        expression: str,
+        *,
+        prompts: tuple[PromptName, ...] | None = None,
+        points: Sequence[Click] = (),
+        box: Box | None = None,
+    ) -> Explanation:
+        """`predict`, and how the answer came about: response map, prompts used, corrections.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        guidance = Guidance(prompts, points, box)
+        return self.predictor.explained(self.features, self.size, check_expression(expression), guidance)
 
 
 def load(
@@ -317,7 +351,7 @@ def load(
     Args:
         name: "tiny" (knows RefShapes scenes only), a folder written by `save_pretrained`, or a hub id.
         device: "auto" (cuda, mps or cpu, whichever is there first), or a torch device.
-        dtype: "auto" (float32), "float32", "bfloat16" or "float16".
+        dtype: "auto" (bfloat16 where it is faster, else float32), "float32", "bfloat16" or "float16".
         clip: where the frozen CLIP is now, when it is not where it was at training time.
         sam: the same for SAM.
 
@@ -325,26 +359,3 @@ def load(
         InputError: when there is no such model, device or dtype.
     """
     return Predictor(place(PromptRIS.from_pretrained(name, clip, sam), device, dtype))
-
-
-def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> PromptRIS:
-    """The model on a device, in a floating-point type; the arguments are those of `load`."""
-    types = {"auto": torch.float32, **{n: getattr(torch, n) for n in ("float32", "bfloat16", "float16")}}
-    if dtype not in types:
-        raise InputError(f"there is no dtype {dtype!r}: choose from {', '.join(types)}")
-    with model.sam.exact_positions():
-        return model.to(device=pick_device(device), dtype=types[dtype])
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" takes the fastest kind that is there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} is not there: {str(error).splitlines()[0]}") from error
-    return device

@@ -26,6 +26,8 @@ MASK_COLOR: Color = (0, 114, 178)
 TRUTH_COLOR: Color = (0, 158, 115)
 POINT_COLOR: Color = (213, 94, 0)
 
+_HEAT: tuple[Color, ...] = ((8, 12, 40), (75, 20, 110), (175, 45, 95), (240, 115, 40), (252, 240, 160))
+
 _INK: Color = (32, 34, 38)
 _SOFT_INK: Color = (104, 108, 116)
 _PAPER: Color = (255, 255, 255)
@@ -78,6 +80,18 @@ def overlay(
     if point is not None:
         _draw_point(picture, point)
     return picture
+
+
+def heat_map(image: ImageLike, response: NDArray[np.float32]) -> Image.Image:
+    """A response [h, w] in [0, 1] laid over its image as colours, from dark (0) to bright (1).
+
+    Returns a new RGB image of the image's size; the response is enlarged smoothly.
+    """
+    picture = _rgb(image)
+    steps = np.linspace(0, 1, len(_HEAT))
+    colours = np.stack([np.interp(response, steps, [c[k] for c in _HEAT]) for k in range(3)], axis=-1)
+    heat = Image.fromarray(colours.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    return Image.blend(picture.convert("L").convert("RGB"), heat, 0.7)
 
 
 def comparison_row(

@@ -29,7 +29,7 @@ from promptris.experiments.figures import (
     write_figure,
 )
 from promptris.interfaces.pictures import figure_command, parse_ids
-from promptris.predictor import Prediction
+from promptris.prediction import Prediction
 
 
 @pytest.fixture(scope="module")

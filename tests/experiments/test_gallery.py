@@ -29,7 +29,8 @@ from promptris.experiments import gallery, gallery_survey
 from promptris.experiments.gallery import check_gallery_folder, write_gallery
 from promptris.experiments.gallery_survey import Group, Survey, prompts_used, survey_split
 from promptris.interfaces.pictures import gallery_command
-from promptris.predictor import Prediction, Predictor
+from promptris.prediction import Prediction
+from promptris.predictor import Predictor
 
 WIDTH, HEIGHT = 20, 10
 

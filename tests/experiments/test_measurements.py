@@ -12,7 +12,7 @@ from promptris.errors import InputError
 from promptris.evaluation.protocol import Scored
 from promptris.experiments.measurements import METRICS, Measurements, Measuring
 from promptris.metrics import RISMetrics
-from promptris.predictor import Prediction
+from promptris.prediction import Prediction
 
 
 def scored(

@@ -17,7 +17,7 @@ from promptris.data.refshapes import WorldOptions, make_example
 from promptris.errors import InputError
 from promptris.losses import PromptRISCriterion
 from promptris.modeling.build import build_model
-from promptris.modeling.sam_prompts import Clicks
+from promptris.modeling.sam_prompts import Corrections
 from promptris.modeling.tokenizer import byte_tokenizer
 from promptris.ops.masks import mask_iou
 from promptris.ops.resizing import pool_masks
@@ -106,11 +106,13 @@ def sams_answer(model, images, output, names, clicks=None):
         ):
             points.append((point * 64 - 0.5).tolist())
             labels.append(int(label))
+        boxes = None if clicks is None or clicks.boxes is None else clicks.boxes[row]
         answer = model.sam.sam(
             pixel_values=images.sam_pixels[image : image + 1],
             input_masks=output.coarse_logits_hr[row][None, None] if "mask" in names else None,
             input_points=torch.tensor([[points]]) if points else None,
             input_labels=torch.tensor([[labels]]) if points else None,
+            input_boxes=None if boxes is None else (boxes * 64 - 0.5).flatten()[None, None],
             multimask_output=False,
         )
         masks.append(answer.pred_masks[0, 0, 0])
@@ -143,9 +145,23 @@ def test_without_text_the_model_is_sam_under_its_own_mask_and_click(model, featu
 @pytest.mark.parametrize("names", [("mask",), ("mask", "point")])
 @torch.no_grad()
 def test_clicks_join_the_automatic_point_as_sam_takes_them(model, features, names):
-    clicks = Clicks(torch.rand(4, 2, 2), torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]]))
-    output = model(features, make_expressions(), prompts=names, clicks=clicks)
+    clicks = Corrections(torch.rand(4, 2, 2), torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]]))
+    output = model(features, make_expressions(), prompts=names, corrections=clicks)
     masks, iou = sams_answer(model, make_images(), output, names, clicks)
+    close(output.mask_logits, masks)
+    close(output.predicted_iou, iou)
+
+
+@pytest.mark.parametrize("clicks", [0, 2])
+@pytest.mark.parametrize("names", [("mask",), ("mask", "point")])
+@torch.no_grad()
+def test_a_box_joins_them_as_sam_takes_it(model, features, names, clicks):
+    """SAM appends no padding point where there is a box."""
+    start, size = torch.rand(4, 2) * 0.5, torch.rand(4, 2) * 0.4 + 0.1
+    boxes = torch.stack([start, start + size], dim=1)
+    corrections = Corrections(torch.rand(4, clicks, 2), torch.ones(4, clicks, dtype=torch.long), boxes)
+    output = model(features, make_expressions(), prompts=names, corrections=corrections)
+    masks, iou = sams_answer(model, make_images(), output, names, corrections)
     close(output.mask_logits, masks)
     close(output.predicted_iou, iou)
 
@@ -377,9 +393,9 @@ def test_half_precision_models_run(model):
     half = copy.deepcopy(model).to(torch.bfloat16)
     images = make_images()
     images = ImageBatch(images.clip_pixels.bfloat16(), images.sam_pixels.bfloat16())
-    clicks = Clicks(torch.rand(4, 1, 2), torch.ones(4, 1, dtype=torch.long))
+    clicks = Corrections(torch.rand(4, 1, 2), torch.ones(4, 1, dtype=torch.long))
     for sample in (False, True):
-        output = half(half.encode_image(images), make_expressions(), sample_point=sample, clicks=clicks)
+        output = half(half.encode_image(images), make_expressions(), sample_point=sample, corrections=clicks)
         assert output.mask_logits.dtype == torch.bfloat16
         assert output.mask_logits.isfinite().all()
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from promptris.modeling.sam_adapter import SamAdapter
-from promptris.modeling.sam_prompts import Clicks, TextPrompter, point_position, sparse_prompts
+from promptris.modeling.sam_prompts import Corrections, TextPrompter, point_position, sparse_prompts
 from promptris.ops.points import gumbel_one_hot
 
 MASK = 32
@@ -163,7 +163,7 @@ def test_nothing_kept_is_no_token_at_all(sam):
 def test_clicks_are_added_after_the_point_as_sam_embeds_them(sam):
     pixels = torch.tensor([[[10.0, 20.0], [63.0, 0.0]], [[0.0, 5.0], [30.0, 31.0]]])
     labels = torch.tensor([[1, 0], [0, 1]])
-    clicks = Clicks((pixels + 0.5) / 64, labels)
+    clicks = Corrections((pixels + 0.5) / 64, labels)
     tokens, present, text = prompts_of(sam, [[True, True, True], [True, False, True]], clicks)
     expected = sam.sam.prompt_encoder(pixels[:, None], labels[:, None], None, None)[0][:, 0]
     close(tokens[:, 1:4], expected)

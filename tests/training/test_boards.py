@@ -17,7 +17,7 @@ from PIL import Image
 from promptris.data.records import Expression, ImageRecord, Referent
 from promptris.errors import InputError, MissingExtraError
 from promptris.evaluation.protocol import Scored
-from promptris.predictor import Prediction
+from promptris.prediction import Prediction
 from promptris.training.boards import Boards, example_places, examples_of, open_boards, panels_of
 from promptris.training.callbacks import StepRecord
 from promptris.visualize import COARSE_COLOR, MASK_COLOR, TRUTH_COLOR

@@ -21,7 +21,7 @@ from promptris.errors import InputError
 from promptris.evaluation.baselines import Baselines
 from promptris.metrics import GRESMetrics, RISMetrics
 from promptris.ops.masks import mask_iou
-from promptris.predictor import Prediction
+from promptris.prediction import Prediction
 from promptris.team import ALONE, Team
 
 

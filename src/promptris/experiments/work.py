@@ -27,7 +27,8 @@ from promptris.experiments.provenance import data_stamp, provenance, weights_sta
 from promptris.experiments.splits import MeasuredSplit
 from promptris.mask_classification.segmenter import load_classifier
 from promptris.modeling.prompt_ris import PromptRIS
-from promptris.predictor import Predictor, pick_device
+from promptris.placement import pick_device
+from promptris.predictor import Predictor
 from promptris.team import launched_rank
 from promptris.training.recipes import load_recipe
 from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe

@@ -36,7 +36,7 @@ def ablate_command(
     from promptris.experiments.ablation import Ablation, Plan
     from promptris.experiments.report import to_markdown
     from promptris.experiments.tables import TABLES, get_tables
-    from promptris.predictor import pick_device
+    from promptris.placement import pick_device
     from promptris.training.recipes import load_recipe
 
     # What is no option of this command comes along with the tables: fields of the recipe.

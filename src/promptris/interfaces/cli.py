@@ -233,7 +233,7 @@ def train_command(
     if device not in TRAIN_DEVICES:
         raise InputError(f"cannot train on device {device!r}: choose from {', '.join(TRAIN_DEVICES)}")
 
-    from promptris.predictor import pick_device
+    from promptris.placement import pick_device
     from promptris.team import launched_rank
     from promptris.training.run import SKIPPED_FILE, run_recipe
     from promptris.training.stopping import Interrupted

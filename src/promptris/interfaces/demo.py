@@ -17,7 +17,8 @@ from promptris.outputs import make_folder, write_whole
 
 if TYPE_CHECKING:
     from promptris.data.refshapes import Description, Example
-    from promptris.predictor import Prediction, Predictor
+    from promptris.prediction import Prediction
+from promptris.predictor import Predictor
 
 SPLIT = "demo"
 """Scenes come from the world of this split, which no recipe trains or validates on."""

@@ -11,7 +11,7 @@ from promptris.training.dry_run import DryRun, dry_run
 
 def show_dry_run(recipe: Recipe, name: str, device: str, out: Path | None) -> None:
     """Print parameters per part, steps and times per stage, memory; notes go to stderr."""
-    from promptris.predictor import pick_device
+    from promptris.placement import pick_device
 
     place = pick_device(device)
     plan = dry_run(recipe, place, out)

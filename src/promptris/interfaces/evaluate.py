@@ -52,7 +52,7 @@ def evaluate_command(
         bool, typer.Option("--no-baselines", help="Leave out what trivial answers and ceilings score.")
     ] = False,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Dtype = "float32",
     threshold: Threshold = 0.5,
     clip: Clip = None,
     sam: Sam = None,

@@ -68,7 +68,8 @@ class ModelChoice:
 
         from promptris.modeling.build import build_random
         from promptris.modeling.presets import PRESETS
-        from promptris.predictor import Predictor, load, place
+        from promptris.placement import place
+        from promptris.predictor import Predictor, load
 
         name = self.name or DEFAULT_MODEL
         if self.random:

@@ -27,7 +27,9 @@ from promptris.mask_classification.scoring import (
 from promptris.mask_classification.towers import FrozenTowers
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.ops.onednn import inference
-from promptris.predictor import AnswersExpressions, Click, Prediction, place
+from promptris.placement import place
+from promptris.prediction import Prediction
+from promptris.predictor import AnswersExpressions, Guidance
 from promptris.processing import (
     SAM_MEAN,
     SAM_STD,
@@ -95,10 +97,8 @@ class MaskClassifier(AnswersExpressions):
         square = stretch(pixels, sam.image_size, "bilinear").permute(2, 0, 1)[None].to(self.device)
         return sam.encode_image(normalise(square, SAM_MEAN, SAM_STD).to(self.model.clip.dtype))
 
-    def _ask(
-        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
-    ) -> list[Prediction]:
-        _refuse(prompts, points)
+    def _ask(self, texts: list[str], guidance: Guidance) -> list[Prediction]:
+        _refuse(guidance)
         if self._latest is None:
             raise InputError("no image is set: call set_image before predict")
         return self._latest.answer(texts)
@@ -118,7 +118,7 @@ class MaskClassifier(AnswersExpressions):
             image_index: the image each is about.
             prompts: None; anything else is refused.
         """
-        _refuse(prompts, ())
+        _refuse(Guidance(prompts))
         answers: dict[int, Prediction] = {}
         for number, image in enumerate(images):
             places = [place for place, index in enumerate(image_index) if index == number]
@@ -143,10 +143,8 @@ class ImageClassifier(AnswersExpressions):
     ) -> None:
         self.classifier, self.proposals, self.features, self.size = classifier, proposals, features, size
 
-    def _ask(
-        self, texts: list[str], prompts: tuple[PromptName, ...] | None, points: Sequence[Click]
-    ) -> list[Prediction]:
-        _refuse(prompts, points)
+    def _ask(self, texts: list[str], guidance: Guidance) -> list[Prediction]:
+        _refuse(guidance)
         return self.answer(texts)
 
     def answer(self, expressions: Sequence[str]) -> list[Prediction]:
@@ -176,11 +174,11 @@ class ImageClassifier(AnswersExpressions):
         return Prediction(expression, mask, 0.0, mask, (width // 2, height // 2))
 
 
-def _refuse(prompts: tuple[PromptName, ...] | None, points: Sequence[Click]) -> None:
-    if prompts is not None:
+def _refuse(guidance: Guidance) -> None:
+    if guidance.prompts is not None:
         raise InputError("mask classification has no mask, point or text prompts to choose: leave them out")
-    if points:
-        raise InputError("mask classification cannot correct its answer by clicks: leave them out")
+    if guidance.corrects:
+        raise InputError("mask classification cannot correct its answer by clicks or a box: leave them out")
 
 
 def load_classifier(
@@ -192,7 +190,7 @@ def load_classifier(
         clip: transformers folder, hub id or original file, as for `promptris.modeling.base_weights.load_clip`.
         sam: the same for SAM.
         device: "auto" (cuda, mps or cpu, whichever is there first), or a torch device.
-        dtype: "auto" (float32), "float32", "bfloat16" or "float16".
+        dtype: "auto" (bfloat16 where it is faster, else float32), "float32", "bfloat16" or "float16".
         threshold: of the masks' probabilities.
 
     Raises:

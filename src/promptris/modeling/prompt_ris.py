@@ -14,7 +14,7 @@ from promptris.modeling.clip_towers import ClipTowers
 from promptris.modeling.cross_modal_decoder import CrossModalDecoder
 from promptris.modeling.cross_modal_prompting import CrossModalPrompting
 from promptris.modeling.sam_adapter import SamAdapter
-from promptris.modeling.sam_prompts import Clicks, TextPrompter, point_position, sparse_prompts
+from promptris.modeling.sam_prompts import Corrections, TextPrompter, point_position, sparse_prompts
 from promptris.ops.resizing import resize_logits
 from promptris.processing import Processor, normalised
 from promptris.structures import ExpressionBatch, ImageBatch, ImageFeatures, PromptRISOutput
@@ -133,7 +133,7 @@ class PromptRIS(nn.Module):
         expressions: ExpressionBatch,
         prompts: tuple[PromptName, ...] | Bool[Tensor, "B 3"] | None = None,
         sample_point: bool | Float[Tensor, "B P"] = False,
-        clicks: Clicks | None = None,
+        corrections: Corrections | None = None,
     ) -> PromptRISOutput:
         """Predict masks for B expressions (Eq. 1 to 6).
 
@@ -144,7 +144,7 @@ class PromptRIS(nn.Module):
                 have its own, as prompt dropout does; None means those enabled in the configuration.
             sample_point: draw the point by straight-through Gumbel-Softmax (training) instead of taking the
                 highest response; a tensor over all 4H_S·4W_S positions is the Gumbel noise to use.
-            clicks: a person's corrections.
+            corrections: a person's clicks and box.
         """
         patch_tokens, words = self.encode_expressions(features.clip_tokens, expressions)
         grid = (self.coarse_grid, self.coarse_grid)
@@ -159,7 +159,7 @@ class PromptRIS(nn.Module):
             self.sam, coarse_hr, sample_point, self.config.sam_prompts.gumbel_temperature
         )
         text = self.text_prompter(words, expressions.word_mask, image, self.sam.image_code())
-        sparse, present = sparse_prompts(self.sam, position, text, expressions.word_mask, keep, clicks)
+        sparse, present = sparse_prompts(self.sam, position, text, expressions.word_mask, keep, corrections)
         dense = torch.where(keep[:, 0, None, None, None], self.sam.embed_mask(coarse_hr), self.sam.no_mask())
         output.mask_logits, output.predicted_iou = self.sam.decode(image, dense, sparse, present)
         return output

@@ -14,16 +14,18 @@ from promptris.ops.points import gumbel_one_hot, highest_position
 
 
 @dataclass
-class Clicks:
-    """A person's corrections, added to the automatic point.
+class Corrections:
+    """What a person adds to the automatic prompts.
 
     Attributes:
-        points: [B, M, 2] (x, y) as fractions of the image.
+        points: [B, M, 2] clicks, (x, y) as fractions of the image.
         labels: [B, M] 1 foreground, 0 background.
+        boxes: [B, 2, 2] top-left and bottom-right corners, (x, y) as fractions of the image; or None.
     """
 
     points: Float[Tensor, "B M 2"]
     labels: Int[Tensor, "B M"]
+    boxes: Float[Tensor, "B 2 2"] | None = None
 
 
 class TextPromptBlock(nn.Module):
@@ -111,9 +113,9 @@ def sparse_prompts(
     text: Float[Tensor, "B T D_S"],
     word_mask: Bool[Tensor, "B T"],
     keep: Bool[Tensor, "B 3"],
-    clicks: Clicks | None,
+    corrections: Corrections | None,
 ) -> tuple[Float[Tensor, "B S D_S"], Bool[Tensor, "B S"]]:
-    """[point; clicks; padding point; words] and which of them each sample has.
+    """[point; clicks; padding point or box; words] and which of them each sample has.
 
     Args:
         sam: gives label embeddings and the padding point.
@@ -121,16 +123,19 @@ def sparse_prompts(
         text: P_text.
         word_mask: [B, T] real words.
         keep: [B, 3] which of mask, point and text prompt each sample has.
-        clicks: a person's corrections, or None.
+        corrections: a person's, or None.
     """
     batch = len(position)
     foreground = torch.ones(batch, 1, dtype=torch.long, device=position.device)
     points = [sam.click_embeddings(position[:, None], foreground)]
     present = [keep[:, 1:2]]
-    if clicks is not None:
-        points.append(sam.click_embeddings(sam.embed_position(clicks.points), clicks.labels))
-        present.append(torch.ones_like(clicks.labels, dtype=torch.bool))
-    any_point = torch.cat(present, dim=1).any(dim=1, keepdim=True)
-    padding = sam.padding_point().expand(batch, 1, -1)
-    tokens = torch.cat([*points, padding, text], dim=1)
-    return tokens, torch.cat([*present, any_point, keep[:, 2:3] & word_mask], dim=1)
+    if corrections is not None:
+        points.append(sam.click_embeddings(sam.embed_position(corrections.points), corrections.labels))
+        present.append(torch.ones_like(corrections.labels, dtype=torch.bool))
+    if corrections is not None and corrections.boxes is not None:
+        points.append(sam.box_embeddings(corrections.boxes))
+        present.append(torch.ones(batch, 2, dtype=torch.bool, device=position.device))
+    else:
+        points.append(sam.padding_point().expand(batch, 1, -1))
+        present.append(torch.cat(present, dim=1).any(dim=1, keepdim=True))
+    return torch.cat([*points, text], dim=1), torch.cat([*present, keep[:, 2:3] & word_mask], dim=1)
