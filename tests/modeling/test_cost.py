@@ -76,7 +76,9 @@ def test_sam_is_encoded_once_per_image_and_without_gradients(paper_cost):
         relative = 2 * 2 * side**2 * window * width
         return linear + 2 * 2 * side**2 * window**2 * width + relative
 
-    expected = patches + neck + 8 * layer(14) + 4 * layer(side)
+    # Within windows a query's bias with each row and column is among its channels, as a key's row and column are.
+    places = 2 * side**2 * 14**2 * (14 + 14) * 12
+    expected = patches + neck + 8 * (layer(14) + places) + 4 * layer(side)
     assert paper_cost.forward["SAM image encoder"] == 2 * expected
 
 

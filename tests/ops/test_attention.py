@@ -17,7 +17,7 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no on
 def calls(monkeypatch):
     made = []
     original = attention.attend_by_rows
-    monkeypatch.setattr(attention, "attend_by_rows", lambda *a: made.append(1) or original(*a))
+    monkeypatch.setattr(attention, "attend_by_rows", lambda *a, **k: made.append(1) or original(*a, **k))
     monkeypatch.setattr(attention, "WORTH_IT", 20)
     return made
 

@@ -18,6 +18,7 @@ import typer
 from promptris.errors import InputError
 from promptris.interfaces.ablate import ablate_command
 from promptris.interfaces.arguments import Clip, Device, Dtype, Method, Model, Prompts, Sam, Threshold
+from promptris.interfaces.bench import bench_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
 from promptris.interfaces.evaluate import evaluate_command
@@ -58,6 +59,7 @@ app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
 app.command("curves")(curves_command)
+app.command("bench")(bench_command)
 app.command("ablate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     ablate_command
 )

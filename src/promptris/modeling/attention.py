@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptris.errors import InputError
+from promptris.ops.attention import attend
 
 
 class CrossAttention(nn.Module):
@@ -74,9 +75,12 @@ class CrossAttention(nn.Module):
         weight = self.k_proj.weight.unflatten(0, (self.heads, -1))
         folded = torch.einsum("qhe,hed->hqd", q, weight).flatten(0, 1)
         mask = None if context_mask is None else context_mask[:, None, :]
-        pooled = F.scaled_dot_product_attention(
-            folded.expand(len(context), -1, -1), context, context, attn_mask=mask, scale=q.shape[-1] ** -0.5
-        ).unflatten(1, (self.heads, -1))
+        every, scale = folded.expand(len(context), -1, -1), q.shape[-1] ** -0.5
+        if mask is None:
+            pooled = attend(every, context, context, scale)
+        else:
+            pooled = F.scaled_dot_product_attention(every, context, context, attn_mask=mask, scale=scale)
+        pooled = pooled.unflatten(1, (self.heads, -1))
         values = self.v_proj.weight.unflatten(0, (self.heads, -1))
         attended = torch.einsum("bhqd,hed->bqhe", pooled, values).flatten(2)
         # The keys' bias adds nothing, and takes part so that its gradient is 0 as in `forward`, and not missing.

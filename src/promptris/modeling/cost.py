@@ -124,6 +124,26 @@ def count_step(
     return StepCost(meter.total("forward"), meter.total("backward"), meter.peak)
 
 
+def count_prediction(
+    build: Callable[[], PromptRIS], expressions: int = 4, tokens: int = 10
+) -> dict[str, int]:
+    """Operations by part of answering expressions about one image, as it is computed; counted as by `count_step`.
+
+    Args:
+        build: makes the model; its weights take no memory.
+        expressions: B, all about the one image.
+        tokens: T of the longest expression, [SOS] and [EOS] included.
+    """
+    meter = _Meter()
+    with FakeTensorMode(), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*data pointer of FakeTensor.*")
+        model = build()
+        with meter, _labelled(model, meter), _in_few_passes():
+            images, asked, _ = _batch(model, StepShape(1, expressions, tokens), with_sam=True)
+            model(model.encode_image(images), asked)
+    return meter.total("forward")
+
+
 def _batch(
     model: PromptRIS, shape: StepShape, with_sam: bool
 ) -> tuple[ImageBatch, ExpressionBatch, SegmentationTargets]:

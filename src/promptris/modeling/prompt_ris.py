@@ -147,6 +147,19 @@ class PromptRIS(nn.Module):
             corrections: a person's clicks and box.
         """
         patch_tokens, words = self.encode_expressions(features.clip_tokens, expressions)
+        return self.answer(patch_tokens, words, features, expressions, prompts, sample_point, corrections)
+
+    def answer(
+        self,
+        patch_tokens: Float[Tensor, "B N_C D_IC"],
+        words: Float[Tensor, "B T D_T"],
+        features: ImageFeatures,
+        expressions: ExpressionBatch,
+        prompts: tuple[PromptName, ...] | Bool[Tensor, "B 3"] | None = None,
+        sample_point: bool | Float[Tensor, "B P"] = False,
+        corrections: Corrections | None = None,
+    ) -> PromptRISOutput:
+        """Masks from what `encode_expressions` gives (Eq. 1 to 4); arguments as in `forward`."""
         grid = (self.coarse_grid, self.coarse_grid)
         coarse = self.decoder(patch_tokens, words, expressions.word_mask, grid)
         coarse_hr = resize_logits(coarse, (self.sam.mask_size, self.sam.mask_size))

@@ -36,13 +36,19 @@ def attend_with_relative_positions(
         return folded(q, k, v, rel_h, rel_w)
     groups, count, _ = q.shape
     keys = k.shape[1]
-    if count * keys > attention.SCORES // 2 and fits_onednn(q):
+    exact_products = not torch.is_grad_enabled() and fits_onednn(q)
+    if exact_products and count * keys > attention.SCORES // 2:
         return by_rows(q, k, v, rel_h, rel_w)
     out = torch.empty_like(q)
     # Whole groups at once where they are small, some queries of one where they are large.
     per_pass, rows = max(1, attention.SCORES // (count * keys)), max(1, attention.SCORES // keys)
     for group in range(0, groups, per_pass):
         some = slice(group, group + per_pass)
+        if exact_products:
+            queries, places = with_places(q[some], k[some], rel_h[some], rel_w[some])
+            weights = torch.bmm(queries, places.transpose(1, 2)).softmax(dim=-1)
+            torch.bmm(weights, v[some], out=out[some])
+            continue
         for row in range(0, count, rows):
             part = slice(row, row + rows)
             bias = (rel_h[some, part, :, None] + rel_w[some, part, None, :]).flatten(2)
@@ -53,20 +59,27 @@ def attend_with_relative_positions(
 
 
 def folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """With the bias as further channels: those of a key tell its row and its column. For GPUs' fused kernels."""
+    """With the bias as further channels. For GPUs' fused kernels."""
+    queries, keys = with_places(q, k, rel_h, rel_w)
+    return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0]
+
+
+def with_places(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys [G, *, D + h + w] whose products are the scores with their bias.
+
+    The further channels of a query are its bias with every row and column, those of a key tell its row and column.
+    """
     rows = torch.eye(rel_h.shape[2], dtype=k.dtype, device=k.device).repeat_interleave(rel_w.shape[2], dim=0)
     columns = torch.eye(rel_w.shape[2], dtype=k.dtype, device=k.device).repeat(rel_h.shape[2], 1)
     places = torch.cat([rows, columns], dim=1).expand(len(k), -1, -1)
-    queries = torch.cat([q * q.shape[2] ** -0.5, rel_h, rel_w], dim=2)
-    keys = torch.cat([k, places], dim=2)
-    return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0]
+    return torch.cat([q * q.shape[2] ** -0.5, rel_h, rel_w], dim=2), torch.cat([k, places], dim=2)
 
 
 def by_rows(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """On a CPU, with oneDNN's products."""
 
-    def add_bias(scores: Tensor, group: int, part: slice) -> None:
-        grid = scores.unflatten(1, (rel_h.shape[2], rel_w.shape[2]))
-        grid.add_(rel_h[group, part, :, None]).add_(rel_w[group, part, None, :])
+    def make_bias(bias: Tensor, group: int, part: slice) -> None:
+        grid = bias.unflatten(1, (rel_h.shape[2], rel_w.shape[2]))
+        torch.add(rel_h[group, part, :, None], rel_w[group, part, None, :], out=grid)
 
-    return attend_by_rows(q, k, v, add_bias)
+    return attend_by_rows(q, k, v, make_bias)

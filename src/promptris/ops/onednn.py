@@ -33,8 +33,9 @@ def has_half_precision() -> bool:
 class OneDnnLinears(TorchFunctionMode):
     """While this lasts, `F.linear` of float32 tensors on the CPU is oneDNN's, forwards and backwards.
 
-    Everything else stays as it is: other types and devices, mixed precision, a torch without oneDNN. Results differ
-    by rounding from torch's own, and are the same every time. The backward pass may lie outside.
+    So is that of bfloat16 tensors where nothing is learnt. Everything else stays as it is: other types and devices,
+    mixed precision, a torch without oneDNN. Results differ by rounding from torch's own, and are the same every
+    time. The backward pass may lie outside.
     """
 
     def __init__(self) -> None:
@@ -82,12 +83,17 @@ def inference() -> Iterator[None]:
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
-        x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _takes_half_precision()))
         and x.device.type == "cpu"
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and type(x) is Tensor
     )
+
+
+def _takes_half_precision() -> bool:
+    return not torch.is_grad_enabled() and has_half_precision()
 
 
 class _Linear(torch.autograd.Function):
@@ -139,6 +145,15 @@ def _product(
     algorithm = "none" if activation == "gelu" else ""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
+
+
+def onednn_product_plus(
+    x: Float[Tensor, "N D_i"], weight: Float[Tensor, "D_o D_i"], addend: Float[Tensor, "N D_o"]
+) -> Float[Tensor, "N D_o"]:
+    """x weight^T + addend, for what `onednn_product` takes; the addend's memory may be used for it."""
+    if x.dtype == torch.bfloat16:  # rounded once, and torch's own products are as fast
+        return torch.addmm(addend, x, weight.t(), out=addend)
+    return _product(x, weight, None).add_(addend)
 
 
 def takes_layers_by_onednn(x: Tensor, weight: Tensor) -> bool:
