@@ -49,6 +49,24 @@ def test_gpu_benchmark_needs_a_gpu(gpu_train, monkeypatch, capsys):
     assert stop.value.code == 2 and "no GPU" in capsys.readouterr().err
 
 
+def test_gpu_prediction_benchmark_on_a_small_model(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_infer = importlib.import_module("gpu_infer")
+    monkeypatch.setattr(gpu_infer.Bench, "image_encoder", _without_compiling(gpu_infer.Bench.image_encoder))
+    report = gpu_infer.main(["--tiny", "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text()) == report
+    assert set(report["global_attention_seconds"]) == {"bias of all pairs", "bias as channels"}
+    assert [row["images"] for row in report["image_encoder"]] == [1, 2]
+    for row in report["predictions"]:
+        assert row["expressions_per_second"] == pytest.approx(4 * row["images"] / row["seconds"], rel=0.01)
+    late = gpu_infer.main(["--tiny", "--minutes", "0"])
+    assert late["predictions"] == "not run: no time left"
+
+
+def _without_compiling(measure):
+    return lambda bench, compiled: measure(bench, compiled=False)
+
+
 @pytest.mark.slow
 def test_gpu_benchmark_with_compilation():
     done = subprocess.run(

@@ -260,3 +260,14 @@ def test_every_measured_split_of_refshapes_is_another_set_of_scenes():
     # The standard scenes are the seen ones of Table 2, under either name.
     seen, unseen = measured_splits(recipe, "seen and unseen", Path("tests"))
     assert (seen.key, unseen.key) == (everything[0].key, everything[3].key)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers"), [("refshapes-ablation", [1, 2, 3]), ("refcoco-combined", [3, 6, 9])]
+)
+def test_prompting_starts_later_in_proportion_to_the_towers(recipe, layers):
+    start = TABLES["start"]
+    found = [
+        row.variant.applied_to(load_recipe(recipe)).model.prompting.first_layer for row in start.rows[1:]
+    ]
+    assert found == layers and start.rows[0].variant is FULL

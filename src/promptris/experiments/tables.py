@@ -9,9 +9,11 @@ from typing import Literal
 
 from promptris.config import PROMPT_NAMES, PromptName
 from promptris.errors import InputError
+from promptris.modeling.presets import get_preset
 from promptris.training.config import Recipe
 
 Where = Literal["main", "all", "seen and unseen", "everything"]
+PAPER_LAYERS = 12
 STRICT = "P@0.9 - P@0.5"
 """How much more is gained at the strict threshold than at the loose one."""
 
@@ -27,6 +29,7 @@ class Variant:
         sam: SAM and its prompts; without them all stages train the coarse mask alone.
         tuned_towers: train CLIP and SAM too.
         seen_only: train on referents of seen categories (Table 2); RefShapes has no others to train on.
+        unprompted: share of CLIP's layers, from the first on, that run without prompts.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Variant:
     sam: bool = True
     tuned_towers: bool = False
     seen_only: bool = False
+    unprompted: float = 0.0
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe of this variant; the given one stays as it is."""
@@ -49,6 +53,9 @@ class Variant:
             changed.train.tune_towers = changed.save_full = True
         if self.seen_only:
             changed.data.categories = "seen"
+        if self.unprompted:
+            layers = get_preset(recipe.towers.preset).text.get("num_hidden_layers", PAPER_LAYERS)
+            changed.model.prompting.first_layer = round(self.unprompted * layers)
         return changed
 
 
@@ -60,6 +67,7 @@ CMP_ICL = Variant("cmp-icl", sam=False)
 CMP_SAM = Variant("cmp-sam", icl=False)
 FULL = Variant("full")
 TUNED = Variant("tuned-towers", tuned_towers=True)
+LATE = tuple(Variant(f"from-{quarter}-quarters", unprompted=quarter / 4) for quarter in (1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,10 @@ class Table:
 def _subset(prompts: tuple[PromptName, ...]) -> Row:
     name = " + ".join(prompts) or "no prompt"
     return Row(name, FULL, "+".join(prompts) or "none", prompts)
+
+
+def _later(share: str, variant: Variant) -> Row:
+    return Row(f"prompts from {share} of the layers on", variant)
 
 
 def _compared(seen_only: bool) -> tuple[Row, ...]:
@@ -283,6 +295,24 @@ TABLES: dict[str, Table] = {
             tuple(
                 Ordering("without ICL", "with ICL", metric)
                 for metric in ("ImgAcc", "InstAcc", "mIoU", "P@0.9")
+            ),
+        ),
+        Table(
+            "start",
+            "Prompting that starts later",
+            (
+                Row("prompts from the first layer on", FULL),
+                *(_later(share, variant) for share, variant in zip(("1/4", "1/2", "3/4"), LATE, strict=True)),
+            ),
+            ("oIoU", "mIoU", "P@0.5", "P@0.9"),
+            "main",
+            tuple(
+                Ordering(f"prompts from {share} of the layers on", "prompts from the first layer on")
+                for share in ("1/4", "1/2", "3/4")
+            ),
+            (
+                "Not in the paper: layers of the image tower that are not prompted run once per image, not once per "
+                "expression.",
             ),
         ),
     )

@@ -17,7 +17,7 @@ DEFAULT_RECIPE = "refshapes-ablation"
 def ablate_command(
     context: typer.Context,
     tables: Annotated[
-        list[str], typer.Argument(help="table1, table2, table3, table4, table5, icl, model; or all.")
+        list[str], typer.Argument(help="table1, table2, table3, table4, table5, icl, start, model; or all.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the tables and everything that they are made from.")],
     recipe: Annotated[str, typer.Option(help="Recipe that every run starts from.")] = DEFAULT_RECIPE,
@@ -44,7 +44,7 @@ def ablate_command(
     names, changes = tables[:count], [*tables[count:], *context.args]
     if not names:
         raise InputError(
-            "no table is named before the other options: give table1 to table5, icl, model, or all"
+            "no table is named before the other options: give table1 to table5, icl, start, model, or all"
         )
     late = [word for word in changes if word in TABLES or word == "all"]
     if late:
