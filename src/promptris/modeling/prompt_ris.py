@@ -122,10 +122,14 @@ class PromptRIS(nn.Module):
             embeddings = ready.sam_embeddings
             if embeddings is None and ready.sam_pixels is not None:
                 embeddings = self.sam.encode_image(ready.sam_pixels)
-            tokens = self.clip.embed_image(ready.clip_pixels)
-            for step in range(self.prompting.first_step):
-                tokens = self.clip.image_step(step, tokens, tokens[:, :0])
-            return ImageFeatures(tokens, embeddings)
+            return ImageFeatures(self.embed_for_clip(ready.clip_pixels), embeddings)
+
+    def embed_for_clip(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
+        """CLIP's tokens before the first layer that is prompted."""
+        tokens = self.clip.embed_image(pixels)
+        for step in range(self.prompting.first_step):
+            tokens = self.clip.image_step(step, tokens, tokens[:, :0])
+        return tokens
 
     def forward(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from promptris.modeling.attention import CrossAttention, FeedForward
 from promptris.modeling.sam_adapter import ABSENT, BOX_CORNERS, SamAdapter
@@ -140,6 +141,8 @@ def sparse_prompts(
         points.append(sam.padding_point().expand(batch, 1, -1))
         padded = torch.cat(present, dim=1).any(dim=1, keepdim=True)
         if corrections is not None:
-            padded = padded & ~(corrections.labels >= BOX_CORNERS[0]).any(dim=1, keepdim=True)
+            # The first column keeps the axis from being empty, of which runtimes disagree whether any is true.
+            corner = F.pad(corrections.labels >= BOX_CORNERS[0], (1, 0), value=False)
+            padded = padded & ~corner.any(dim=1, keepdim=True)
         present.append(padded)
     return torch.cat([*points, text], dim=1), torch.cat([*present, keep[:, 2:3] & word_mask], dim=1)
