@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from promptris.structures import ExpressionBatch, ImageBatch
 TOLERANCE = 1e-3
 """Largest difference of an output that is let through, as a share of the output's largest value."""
 
-Arrays = dict[str, NDArray[np.generic]]
-Run = Callable[[Mapping[str, NDArray[np.generic]]], Arrays]
+Arrays = dict[str, NDArray[Any]]
+Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 """Runs a graph: inputs by name in, outputs by name out."""
 
 
@@ -84,7 +85,7 @@ def ask_model(model: PromptRIS, sizes: Mapping[str, int], seed: int) -> Question
         )
     about = {"word_mask": expressions.word_mask, "image_index": expressions.image_index}
     told = {"coarse_logits_hr": response, "words": words}
-    inputs = {
+    inputs: dict[str, dict[str, Tensor | None]] = {
         SAM_ENCODER: {"sam_pixels": batch.sam_pixels},
         PROMPTED_CLIP: {"clip_pixels": batch.clip_pixels, "input_ids": expressions.input_ids, **about},
         PROMPTED_DECODER: {
@@ -96,21 +97,23 @@ def ask_model(model: PromptRIS, sizes: Mapping[str, int], seed: int) -> Question
             "labels": labels,
         },
     }
-    outputs = {
+    outputs: dict[str, dict[str, Tensor | None]] = {
         SAM_ENCODER: {"sam_embeddings": embeddings},
         PROMPTED_CLIP: {"coarse_logits": coarse, **told},
         PROMPTED_DECODER: {"mask_logits": mask, "predicted_iou": iou, "point_index": index},
     }
-    return Question(
-        *(
-            {graph: {name: value.numpy() for name, value in tensors.items()} for graph, tensors in given.items()}  # type: ignore[union-attr]
-            for given in (inputs, outputs)
-        )
-    )
+    return Question(_arrays(inputs), _arrays(outputs))
+
+
+def _arrays(tensors: Mapping[str, Mapping[str, Tensor | None]]) -> dict[str, Arrays]:
+    return {
+        graph: {name: value.numpy() for name, value in given.items() if value is not None}
+        for graph, given in tensors.items()
+    }
 
 
 def compare(graph: Graph, run: Run, questions: list[Question]) -> float:
-    """The largest difference between a graph and the model over all questions, as a share of the output's largest value.
+    """The largest difference between a graph and the model, as a share of the largest value of the output it is in.
 
     Raises:
         ExportError: when it is above TOLERANCE, when a shape or type differs, or a chosen point.
@@ -136,7 +139,7 @@ def compare(graph: Graph, run: Run, questions: list[Question]) -> float:
     return worst
 
 
-def _difference(got: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
+def _difference(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     if wanted.dtype.kind != "f":
         return 0.0 if np.array_equal(got, wanted) else float("inf")
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())

@@ -141,9 +141,7 @@ def weights_hash(model: PromptRIS) -> str:
     return digest.hexdigest()
 
 
-def _square(
-    side: int, resample: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, Any]:
+def _square(side: int, resample: str, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
     """How an image becomes pixels of [images, 3, side, side]; the graphs take uint8 and normalise themselves."""
     return {
         "size": side,

@@ -1,7 +1,7 @@
 """The three graphs that a model is exported as, and the shapes of what goes in and comes out.
 
-SAM's image encoder runs once per image; CLIP with its prompts and the prompted decoder run for any number of expressions
-about any of the images.
+SAM's image encoder runs once per image; CLIP with its prompts and the prompted decoder run for any number of
+expressions about any of the images.
 """
 
 from __future__ import annotations

@@ -58,11 +58,9 @@ def export_torch(
 
 def torch_runner(graph: Graph, path: Path, compiled: bool) -> Run:
     """Runs a .pt2 file."""
-    program: Any
-    if compiled:
-        program = torch._inductor.aoti_load_package(str(path))
-    else:
-        program = torch.export.load(path).module()
+    load: Any = torch._inductor.aoti_load_package if compiled else torch.export.load
+    loaded = load(str(path))
+    program = loaded if compiled else loaded.module()
 
     def run(inputs: Any) -> Any:
         with torch.no_grad():

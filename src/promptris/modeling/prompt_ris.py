@@ -224,7 +224,9 @@ class PromptRIS(nn.Module):
             to_text = to_text[index] if shared else to_text
             to_image = self.prompting.image_prompts(step, words, expressions.word_mask)
             if shared and not to_image.shape[1]:
-                image = self.clip.image_step(step, image, to_image.new_zeros(image.shape[0], *to_image.shape[1:]))
+                image = self.clip.image_step(
+                    step, image, to_image.new_zeros(image.shape[0], *to_image.shape[1:])
+                )
             else:
                 image = self.clip.image_step(step, image, to_image, index if shared else None)
                 shared = False

@@ -58,9 +58,7 @@ def attend_with_relative_positions(
     return out
 
 
-def folded(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, rows: int | None = None
-) -> Tensor:
+def folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, rows: int | None = None) -> Tensor:
     """With the bias as further channels: those of a key tell its row and its column. For GPUs' fused kernels.
 
     `rows`: how many queries at once, for runtimes whose attention holds all scores; None means all.
