@@ -15,6 +15,10 @@ class WeightsError(PromptRISError):
     """Weights that do not fit: wrong architecture, missing or extra keys, a content hash that differs."""
 
 
+class ExportError(PromptRISError):
+    """An exported graph that does not do what the model does."""
+
+
 class MissingExtraError(PromptRISError):
     """An optional dependency is not installed."""
 

@@ -22,6 +22,7 @@ from promptris.interfaces.bench import bench_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
 from promptris.interfaces.evaluate import evaluate_command
+from promptris.interfaces.export import app as export_app
 from promptris.interfaces.methods import choose_method
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import (
@@ -55,6 +56,7 @@ app = typer.Typer(
 data_app.command("describe")(describe_command)
 data_app.command("sheet")(sheet_command)
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)

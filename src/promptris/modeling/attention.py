@@ -74,13 +74,14 @@ class CrossAttention(nn.Module):
         q = self.q_proj(queries).unflatten(-1, (self.heads, -1))
         weight = self.k_proj.weight.unflatten(0, (self.heads, -1))
         folded = torch.einsum("qhe,hed->hqd", q, weight).flatten(0, 1)
-        mask = None if context_mask is None else context_mask[:, None, :]
-        every, scale = folded.expand(len(context), -1, -1), q.shape[-1] ** -0.5
+        mask = None if context_mask is None else context_mask[:, None, None, :]
+        # As one wide head: attention in three dimensions has no ONNX translation.
+        rows, keys, scale = folded.expand(context.shape[0], 1, -1, -1), context[:, None], q.shape[-1] ** -0.5
         if mask is None:
-            pooled = attend(every, context, context, scale)
+            pooled = attend(rows, keys, keys, scale)
         else:
-            pooled = F.scaled_dot_product_attention(every, context, context, attn_mask=mask, scale=scale)
-        pooled = pooled.unflatten(1, (self.heads, -1))
+            pooled = F.scaled_dot_product_attention(rows, keys, keys, attn_mask=mask, scale=scale)
+        pooled = pooled[:, 0].unflatten(1, (self.heads, -1))
         values = self.v_proj.weight.unflatten(0, (self.heads, -1))
         attended = torch.einsum("bhqd,hed->bqhe", pooled, values).flatten(2)
         # The keys' bias adds nothing, and takes part so that its gradient is 0 as in `forward`, and not missing.

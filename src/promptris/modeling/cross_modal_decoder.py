@@ -123,7 +123,7 @@ class CrossModalDecoder(nn.Module):
         )
         for layer in self.layers:
             image, text = layer(image, text, word_mask, code)
-        sentence = text[torch.arange(len(text), device=text.device), last_word(word_mask)]
+        sentence = text[torch.arange(text.shape[0], device=text.device), last_word(word_mask)]
         response = torch.einsum("bnd,bd->bn", image, sentence) / math.sqrt(self.dim) + self.bias
         return response.unflatten(1, grid)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -122,10 +122,14 @@ class PromptRIS(nn.Module):
             embeddings = ready.sam_embeddings
             if embeddings is None and ready.sam_pixels is not None:
                 embeddings = self.sam.encode_image(ready.sam_pixels)
-            tokens = self.clip.embed_image(ready.clip_pixels)
-            for step in range(self.prompting.first_step):
-                tokens = self.clip.image_step(step, tokens, tokens[:, :0])
-            return ImageFeatures(tokens, embeddings)
+            return ImageFeatures(self.embed_for_clip(ready.clip_pixels), embeddings)
+
+    def embed_for_clip(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
+        """CLIP's tokens before the first layer that is prompted."""
+        tokens = self.clip.embed_image(pixels)
+        for step in range(self.prompting.first_step):
+            tokens = self.clip.image_step(step, tokens, tokens[:, :0])
+        return tokens
 
     def forward(
         self,
@@ -160,22 +164,66 @@ class PromptRIS(nn.Module):
         corrections: Corrections | None = None,
     ) -> PromptRISOutput:
         """Masks from what `encode_expressions` gives (Eq. 1 to 4); arguments as in `forward`."""
-        grid = (self.coarse_grid, self.coarse_grid)
-        coarse = self.decoder(patch_tokens, words, expressions.word_mask, grid)
-        coarse_hr = resize_logits(coarse, (self.sam.mask_size, self.sam.mask_size))
+        coarse, coarse_hr = self.compare(patch_tokens, words, expressions.word_mask)
         output = PromptRISOutput(coarse, coarse_hr, expressions.image_index)
         if features.sam_embeddings is None:
             return output
-        keep = self._keep_mask(prompts, expressions)
-        image = features.sam_embeddings[expressions.image_index]
-        position, output.point_index = point_position(
+        output.mask_logits, output.predicted_iou, output.point_index = self.refine(
+            features.sam_embeddings[expressions.image_index],
+            coarse_hr,
+            words,
+            expressions.word_mask,
+            self._keep_mask(prompts, expressions),
+            sample_point,
+            corrections,
+        )
+        return output
+
+    def respond(
+        self, clip_tokens: Float[Tensor, "I tokens D_IC"], expressions: ExpressionBatch
+    ) -> tuple[Float[Tensor, "B H_C W_C"], Float[Tensor, "B H W"], Float[Tensor, "B T D_T"]]:
+        """CLIP's part of `forward`: S'_C, S_C (Eq. 1, 2, 5, 6) and the words F_T."""
+        patch_tokens, words = self.encode_expressions(clip_tokens, expressions)
+        return *self.compare(patch_tokens, words, expressions.word_mask), words
+
+    def compare(
+        self,
+        patch_tokens: Float[Tensor, "B N_C D_IC"],
+        words: Float[Tensor, "B T D_T"],
+        word_mask: Bool[Tensor, "B T"],
+    ) -> tuple[Float[Tensor, "B H_C W_C"], Float[Tensor, "B H W"]]:
+        """S'_C and S_C from both towers' tokens (Eq. 1, 2)."""
+        coarse = self.decoder(patch_tokens, words, word_mask, (self.coarse_grid, self.coarse_grid))
+        return coarse, resize_logits(coarse, (self.sam.mask_size, self.sam.mask_size))
+
+    def refine(
+        self,
+        image: Float[Tensor, "B D_S H_S W_S"],
+        coarse_hr: Float[Tensor, "B H W"],
+        words: Float[Tensor, "B T D_T"],
+        word_mask: Bool[Tensor, "B T"],
+        keep: Bool[Tensor, "B 3"],
+        sample_point: bool | Float[Tensor, "B P"] = False,
+        corrections: Corrections | None = None,
+    ) -> tuple[Float[Tensor, "B H W"], Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """SAM's part of `forward`: S' and SAM's own estimate of the IoU (Eq. 3, 4), and the chosen position.
+
+        Args:
+            image: F_IS of each expression's image.
+            coarse_hr: S_C.
+            words: F_T.
+            word_mask: real words.
+            keep: which of mask, point and text prompt each expression has.
+            sample_point: as for `forward`.
+            corrections: a person's clicks and box.
+        """
+        position, index = point_position(
             self.sam, coarse_hr, sample_point, self.config.sam_prompts.gumbel_temperature
         )
-        text = self.text_prompter(words, expressions.word_mask, image, self.sam.image_code())
-        sparse, present = sparse_prompts(self.sam, position, text, expressions.word_mask, keep, corrections)
+        text = self.text_prompter(words, word_mask, image, self.sam.image_code())
+        sparse, present = sparse_prompts(self.sam, position, text, word_mask, keep, corrections)
         dense = torch.where(keep[:, 0, None, None, None], self.sam.embed_mask(coarse_hr), self.sam.no_mask())
-        output.mask_logits, output.predicted_iou = self.sam.decode(image, dense, sparse, present)
-        return output
+        return *self.sam.decode(image, dense, sparse, present), index
 
     def encode_expressions(
         self, clip_tokens: Float[Tensor, "I tokens D_IC"], expressions: ExpressionBatch
@@ -198,7 +246,9 @@ class PromptRIS(nn.Module):
             to_text = to_text[index] if shared else to_text
             to_image = self.prompting.image_prompts(step, words, expressions.word_mask)
             if shared and not to_image.shape[1]:
-                image = self.clip.image_step(step, image, to_image.new_zeros(len(image), *to_image.shape[1:]))
+                image = self.clip.image_step(
+                    step, image, to_image.new_zeros(image.shape[0], *to_image.shape[1:])
+                )
             else:
                 image = self.clip.image_step(step, image, to_image, index if shared else None)
                 shared = False

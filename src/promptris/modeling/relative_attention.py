@@ -14,6 +14,10 @@ from torch.nn import functional as F
 from promptris.ops import attention
 from promptris.ops.attention import attend_by_rows
 from promptris.ops.onednn import fits_onednn
+from promptris.ops.plain import plain_wanted
+
+PLAIN_ROWS = 1024
+"""Queries whose scores a recorded graph holds at once: at SAM's full size 200 MB of them, not 800."""
 
 
 def attend_with_relative_positions(
@@ -32,6 +36,8 @@ def attend_with_relative_positions(
         rel_h: bias of every query with each row of keys.
         rel_w: bias of every query with each column of keys.
     """
+    if plain_wanted():
+        return folded(q, k, v, rel_h, rel_w, rows=PLAIN_ROWS)
     if q.device.type != "cpu":
         return folded(q, k, v, rel_h, rel_w)
     groups, count, _ = q.shape
@@ -58,10 +64,17 @@ def attend_with_relative_positions(
     return out
 
 
-def folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """With the bias as further channels. For GPUs' fused kernels."""
+def folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, rows: int | None = None) -> Tensor:
+    """With the bias as further channels. For GPUs' fused kernels.
+
+    `rows`: how many queries at once, for runtimes whose attention holds all scores; None means all.
+    """
     queries, keys = with_places(q, k, rel_h, rel_w)
-    return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0]
+    parts = [queries] if rows is None else queries.split(rows, dim=1)
+    return torch.cat(
+        [F.scaled_dot_product_attention(part[None], keys[None], v[None], scale=1.0)[0] for part in parts],
+        dim=1,
+    )
 
 
 def with_places(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,9 +82,10 @@ def with_places(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Ten
 
     The further channels of a query are its bias with every row and column, those of a key tell its row and column.
     """
-    rows = torch.eye(rel_h.shape[2], dtype=k.dtype, device=k.device).repeat_interleave(rel_w.shape[2], dim=0)
-    columns = torch.eye(rel_w.shape[2], dtype=k.dtype, device=k.device).repeat(rel_h.shape[2], 1)
-    places = torch.cat([rows, columns], dim=1).expand(len(k), -1, -1)
+    high, wide = rel_h.shape[2], rel_w.shape[2]
+    row_of = torch.eye(high, dtype=k.dtype, device=k.device)[:, None].expand(-1, wide, -1)
+    column_of = torch.eye(wide, dtype=k.dtype, device=k.device)[None].expand(high, -1, -1)
+    places = torch.cat([row_of, column_of], dim=2).flatten(0, 1).expand(k.shape[0], -1, -1)
     return torch.cat([q * q.shape[2] ** -0.5, rel_h, rel_w], dim=2), torch.cat([k, places], dim=2)
 
 

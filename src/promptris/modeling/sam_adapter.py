@@ -17,12 +17,15 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 
 from promptris.modeling.recomputation import maybe_recomputed
-from promptris.modeling.sam_encoder import encode_image
+from promptris.modeling.sam_encoder import encode_image, encode_images
+from promptris.ops.plain import plain_wanted
 
 BACKGROUND, FOREGROUND = 0, 1
 """Labels of a click, as SAM numbers them."""
 BOX_CORNERS = (2, 3)
-"""Where SAM keeps the embeddings of a box's corners."""
+"""The same of a box's top-left and bottom-right corner."""
+ABSENT = -1
+"""Label of a click that is not there: where expressions of one batch have different numbers of them."""
 
 
 class SamAdapter(nn.Module):
@@ -89,6 +92,8 @@ class SamAdapter(nn.Module):
         encoder = self.sam.vision_encoder
         if torch.is_grad_enabled() and next(encoder.parameters()).requires_grad:
             return self._encode_to_train(pixels)
+        if plain_wanted():
+            return encode_images(encoder, pixels)
         # After `encoder.compile()`, what was compiled.
         if encoder._compiled_call_impl is not None:
             return torch.cat([encoder(image).last_hidden_state for image in pixels.split(1)])
@@ -138,9 +143,13 @@ class SamAdapter(nn.Module):
     def click_embeddings(
         self, position: Float[Tensor, "B M D_S"], label: Int[Tensor, "B M"]
     ) -> Float[Tensor, "B M D_S"]:
-        """Point prompts from position embeddings and labels (1 foreground, 0 background)."""
-        table = torch.cat([self.sam.prompt_encoder.point_embed[i].weight for i in (BACKGROUND, FOREGROUND)])
-        return position + table[label]
+        """Point prompts from position embeddings and labels: foreground, background, or a corner of a box.
+
+        What an absent one gives means nothing, and must be masked by the reader.
+        """
+        labels = (BACKGROUND, FOREGROUND, *BOX_CORNERS)
+        table = torch.cat([self.sam.prompt_encoder.point_embed[i].weight for i in labels])
+        return position + table[label.clamp(min=0)]
 
     def box_embeddings(self, boxes: Float[Tensor, "B 2 2"]) -> Float[Tensor, "B 2 D_S"]:
         """Box prompts from their top-left and bottom-right corners, (x, y) fractions of the image."""

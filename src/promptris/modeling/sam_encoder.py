@@ -39,6 +39,32 @@ def encode_image(
     return features
 
 
+def encode_images(
+    encoder: SamVisionEncoder, pixels: Float[Tensor, "I 3 s s"]
+) -> Float[Tensor, "I D_S H_S W_S"]:
+    """The same for any number of images at once, writing into nothing: for graphs that leave torch."""
+    state = encoder.patch_embed(pixels)
+    if encoder.pos_embed is not None:
+        state = state + encoder.pos_embed
+    for layer in encoder.layers:
+        state = state + _attend_in_windows(layer.attn, layer.layer_norm1(state), layer.window_size)
+        state = state + layer.mlp(layer.layer_norm2(state))
+    features: Tensor = encoder.neck(state)
+    return features
+
+
+def _attend_in_windows(attention: SamVisionAttention, state: Tensor, size: int) -> Tensor:
+    """Attention [I, H, W, D] within windows of `size` x `size`, filled up with 0; a size of 0 means all of H x W."""
+    height, width = state.shape[1:3]
+    high, wide = (size, size) if size else (height, width)
+    padded = F.pad(state, (0, 0, 0, -width % wide, 0, -height % high))
+    rows, columns = padded.shape[1] // high, padded.shape[2] // wide
+    windows = padded.unflatten(2, (columns, wide)).unflatten(1, (rows, high)).transpose(2, 3).flatten(0, 2)
+    qkv = attention.qkv(windows)
+    attended = attention.proj(_attend_all(attention, qkv, qkv)).unflatten(0, (-1, rows, columns))
+    return attended.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
 def _layer(layer: SamVisionLayer, state: Tensor) -> Tensor:
     """One layer on [H, W, D]; overwrites its input."""
     attention = layer.attn

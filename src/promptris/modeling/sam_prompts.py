@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from promptris.modeling.attention import CrossAttention, FeedForward
-from promptris.modeling.sam_adapter import SamAdapter
+from promptris.modeling.sam_adapter import ABSENT, BOX_CORNERS, SamAdapter
 from promptris.ops.points import gumbel_one_hot, highest_position
 
 
@@ -19,7 +20,8 @@ class Corrections:
 
     Attributes:
         points: [B, M, 2] clicks, (x, y) as fractions of the image.
-        labels: [B, M] 1 foreground, 0 background.
+        labels: [B, M] 1 foreground, 0 background, -1 not there; a box may also be given as two of the points,
+            labelled 2 (top left) and 3 (bottom right).
         boxes: [B, 2, 2] top-left and bottom-right corners, (x, y) as fractions of the image; or None.
     """
 
@@ -125,17 +127,22 @@ def sparse_prompts(
         keep: [B, 3] which of mask, point and text prompt each sample has.
         corrections: a person's, or None.
     """
-    batch = len(position)
+    batch = position.shape[0]
     foreground = torch.ones(batch, 1, dtype=torch.long, device=position.device)
     points = [sam.click_embeddings(position[:, None], foreground)]
     present = [keep[:, 1:2]]
     if corrections is not None:
         points.append(sam.click_embeddings(sam.embed_position(corrections.points), corrections.labels))
-        present.append(torch.ones_like(corrections.labels, dtype=torch.bool))
+        present.append(corrections.labels != ABSENT)
     if corrections is not None and corrections.boxes is not None:
         points.append(sam.box_embeddings(corrections.boxes))
         present.append(torch.ones(batch, 2, dtype=torch.bool, device=position.device))
     else:
         points.append(sam.padding_point().expand(batch, 1, -1))
-        present.append(torch.cat(present, dim=1).any(dim=1, keepdim=True))
+        padded = torch.cat(present, dim=1).any(dim=1, keepdim=True)
+        if corrections is not None:
+            # The first column keeps the axis from being empty, of which runtimes disagree whether any is true.
+            corner = F.pad(corrections.labels >= BOX_CORNERS[0], (1, 0), value=False)
+            padded = padded & ~corner.any(dim=1, keepdim=True)
+        present.append(padded)
     return torch.cat([*points, text], dim=1), torch.cat([*present, keep[:, 2:3] & word_mask], dim=1)

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from promptris.ops.plain import plain_wanted
+
 
 def has_onednn() -> bool:
     """Whether this torch has oneDNN and its linear layer."""
@@ -121,7 +123,7 @@ class _Linear(torch.autograd.Function):
 
 def fits_onednn(x: Tensor) -> bool:
     """Whether `onednn_product` takes this tensor and is the faster way."""
-    if x.device.type != "cpu" or not has_onednn():
+    if x.device.type != "cpu" or not has_onednn() or plain_wanted():
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_half_precision())
 
