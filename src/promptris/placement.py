@@ -14,13 +14,18 @@ LARGE_IMAGE = 512
 
 def place(model: PromptRIS, device: str = "auto", dtype: str = "auto") -> PromptRIS:
     """The model on a device, in a floating-point type; the arguments are those of `load`."""
-    types = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-    if dtype not in ("auto", *types):
-        raise InputError(f"there is no dtype {dtype!r}: choose from auto, {', '.join(types)}")
     where = pick_device(device)
-    chosen = fastest_dtype(where, model.sam.image_size) if dtype == "auto" else types[dtype]
+    chosen = choose_dtype(dtype, where, model.sam.image_size)
     with model.sam.exact_positions():
         return model.to(device=where, dtype=chosen)
+
+
+def choose_dtype(name: str, device: torch.device, image_size: int) -> torch.dtype:
+    """The type of a name for a SAM of this image size; an InputError lists the names."""
+    types = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+    if name not in ("auto", *types):
+        raise InputError(f"there is no dtype {name!r}: choose from auto, {', '.join(types)}")
+    return fastest_dtype(device, image_size) if name == "auto" else types[name]
 
 
 def fastest_dtype(device: torch.device, image_size: int) -> torch.dtype:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from promptris.config import PromptName, check_prompt_names
+from promptris.engines.choice import ImageEncoder, choose_engine, make_image_encoder
 from promptris.errors import InputError
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.sam_prompts import Corrections
 from promptris.ops.onednn import inference
 from promptris.ops.points import highest_position
-from promptris.placement import place
+from promptris.placement import choose_dtype, pick_device, place
 from promptris.prediction import Box, Click, Explanation, Prediction
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
@@ -105,6 +106,7 @@ class Predictor(AnswersExpressions):
             does what the model was trained for (`SamPromptConfig.refine`).
         remembered_images: encoded images that `set_image` keeps by their content, the latest ones: 7 MB each at the
             paper's size in float32.
+        image_encoder: computes SAM's image features in the model's place.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Predictor(AnswersExpressions):
         expressions_per_pass: int = 16,
         with_sam: bool | None = None,
         remembered_images: int = 8,
+        image_encoder: ImageEncoder | None = None,
     ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"the threshold must lie between 0 and 1, not at {threshold}")
@@ -122,6 +125,7 @@ class Predictor(AnswersExpressions):
         self.threshold, self.expressions_per_pass = threshold, expressions_per_pass
         self.with_sam = model.config.sam_prompts.refine if with_sam is None else with_sam
         self.device = next(model.parameters()).device
+        self.image_encoder = image_encoder
         self._latest: ImagePredictor | None = None
         self._remembered: Remembered[ImageFeatures] = Remembered(remembered_images)
 
@@ -164,8 +168,11 @@ class Predictor(AnswersExpressions):
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
+        batch = self.processor.images(images, self.with_sam)
+        if self.image_encoder is not None and batch.sam_pixels is not None:
+            batch = replace(batch, sam_pixels=None, sam_embeddings=self.image_encoder(batch.sam_pixels))
         with inference():
-            return self.model.encode_image(self.processor.images(images, self.with_sam).to(self.device))
+            return self.model.encode_image(batch.to(self.device))
 
     def answer_images(
         self,
@@ -345,6 +352,7 @@ def load(
     dtype: str = "auto",
     clip: str | Path | None = None,
     sam: str | Path | None = None,
+    engine: str = "auto",
 ) -> Predictor:
     """A predictor by built-in name, model folder or hub id.
 
@@ -354,8 +362,26 @@ def load(
         dtype: "auto" (bfloat16 where it is faster, else float32), "float32", "bfloat16" or "float16".
         clip: where the frozen CLIP is now, when it is not where it was at training time.
         sam: the same for SAM.
+        engine: "torch", "openvino" or "onnxruntime" for SAM's image encoder; "auto" takes the fastest.
 
     Raises:
-        InputError: when there is no such model, device or dtype.
+        InputError: when there is no such model, device, dtype or engine.
+        MissingExtraError: when the engine is not installed.
     """
-    return Predictor(place(PromptRIS.from_pretrained(name, clip, sam), device, dtype))
+    chosen = choose_engine(engine, pick_device(device))
+    return prepare(PromptRIS.from_pretrained(name, clip, sam), device, dtype, chosen)
+
+
+def prepare(
+    model: PromptRIS,
+    device: str = "auto",
+    dtype: str = "auto",
+    engine: str = "torch",
+    threshold: float = 0.5,
+    notify: Callable[[str], None] = lambda text: None,
+) -> Predictor:
+    """A predictor around a model in float32 on the CPU; arguments as in `load`, the engine one that was chosen."""
+    where = pick_device(device)
+    half = choose_dtype(dtype, where, model.sam.image_size) is torch.bfloat16
+    encoder = make_image_encoder(engine, model, half, notify)
+    return Predictor(place(model, device, dtype), threshold, image_encoder=encoder)

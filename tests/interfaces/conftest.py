@@ -34,7 +34,7 @@ class Run:
         """The sentences on stderr, without the line that names the model."""
         lines = self.err.splitlines()
         assert all(line.startswith("promptris: ") for line in lines), self.err
-        return [line for line in lines if not line.endswith("float32")]
+        return [line for line in lines if not line.endswith("by torch")]
 
     def refused(self, *words: str) -> None:
         """Check for wrong use: exit code 2, nothing on stdout, one sentence that holds the words."""

@@ -53,7 +53,7 @@ def test_record_agrees_with_the_written_mask(promptris: Command, photo: Path, mo
     written = sorted(str(path) for path in Path("res").iterdir())
     assert written == sorted(file for record in run.records for file in record["files"])
     assert run.records[0]["files"][0] == "res/photo_01_the-red-circle_mask.png"
-    assert run.err == f"promptris: {model_folder} on cpu, float32\n"
+    assert run.err == f"promptris: {model_folder} on cpu, float32, by torch\n"
 
 
 def test_every_format_holds_the_same_mask(promptris: Command, photo: Path, model_folder: Path) -> None:

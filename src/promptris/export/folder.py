@@ -85,7 +85,7 @@ def write_manifest(
         written: the graphs.
         runtime: what they are made for: "format" and its versions.
     """
-    import promptris
+    from promptris.versions import installed_version
 
     processor = model.processor()
     tokenizer = processor.tokenizer
@@ -93,7 +93,7 @@ def write_manifest(
     manifest = {
         "format": "promptris-export",
         "format_version": FORMAT_VERSION,
-        "promptris": promptris.__version__,
+        "promptris": installed_version(),
         "runtime": runtime,
         "model": {
             "name": name,

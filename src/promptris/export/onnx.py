@@ -52,7 +52,7 @@ def export_onnx(
     with new_folder(out) as folder:
         graphs = graphs_of(model)
         for graph in graphs:
-            _write(graph, folder / f"{graph.name}.onnx", opset)
+            write_graph(graph, folder / f"{graph.name}.onnx", opset)
             notify(f"{graph.name}: recorded")
         questions = [
             ask_model(model, sizes, seed) for seed, sizes in enumerate(check_sizes(graphs[0].longest))
@@ -83,7 +83,8 @@ def onnx_runner(path: Path) -> Run:
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _write(graph: Graph, path: Path, opset: int) -> None:
+def write_graph(graph: Graph, path: Path, opset: int) -> None:
+    """One graph as ONNX; an ExportError when it cannot be made."""
     size = sum(weight.numel() * weight.element_size() for weight in graph.module.parameters())
     with _quiet():
         try:

@@ -35,6 +35,9 @@ Prompts = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Engine = Annotated[
+    str, typer.Option(help="What computes SAM's image encoder: auto, torch, openvino or onnxruntime.")
+]
 Threshold = Annotated[float, typer.Option(help="A pixel is in the mask when its probability is above this.")]
 Clip = Annotated[
     str | None,

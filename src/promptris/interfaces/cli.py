@@ -17,7 +17,7 @@ import typer
 
 from promptris.errors import InputError
 from promptris.interfaces.ablate import ablate_command
-from promptris.interfaces.arguments import Clip, Device, Dtype, Method, Model, Prompts, Sam, Threshold
+from promptris.interfaces.arguments import Clip, Device, Dtype, Engine, Method, Model, Prompts, Sam, Threshold
 from promptris.interfaces.bench import bench_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
@@ -125,6 +125,7 @@ def segment_command(
     threshold: Threshold = 0.5,
     clip: Clip = None,
     sam: Sam = None,
+    engine: Engine = "auto",
 ) -> int:
     """Segment what expressions refer to, in one image or many.
 
@@ -134,7 +135,7 @@ def segment_command(
     from promptris.interfaces.segment import Question, segment
     from promptris.outputs import parse_formats
 
-    named = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam)
+    named = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam, engine)
     choice = choose_method(method, named, prompts=prompts, points=point)
     question = Question(parse_clicks(point or []), parse_prompts(prompts), bool(context.obj))
     return segment(image, expressions or [], choice, out, parse_formats(formats), question)

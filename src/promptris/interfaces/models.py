@@ -30,6 +30,7 @@ class ModelChoice:
         threshold: of the masks' probabilities.
         clip: where the frozen CLIP is now; None means where it was at training time.
         sam: the same for SAM.
+        engine: "auto", "torch", "openvino" or "onnxruntime".
     """
 
     name: str | None = None
@@ -39,6 +40,7 @@ class ModelChoice:
     threshold: float = 0.5
     clip: str | None = None
     sam: str | None = None
+    engine: str = "auto"
 
     @property
     def shown_name(self) -> str:
@@ -66,24 +68,27 @@ class ModelChoice:
         """
         self.check()
 
+        from promptris.engines.choice import choose_engine
         from promptris.modeling.build import build_random
         from promptris.modeling.presets import PRESETS
-        from promptris.placement import place
-        from promptris.predictor import Predictor, load
+        from promptris.modeling.prompt_ris import PromptRIS
+        from promptris.placement import pick_device
+        from promptris.predictor import prepare
 
         name = self.name or DEFAULT_MODEL
+        engine = choose_engine(self.engine, pick_device(self.device))
         if self.random:
-            predictor = Predictor(place(build_random(name), self.device, self.dtype), self.threshold)
+            model = build_random(name)
         elif name in PRESETS and not Path(name).exists():
             raise InputError(
                 f"{name} is a size, not a trained model: give --model a folder or hub id, or add "
                 "--random-weights to try the size out"
             )
         else:
-            model = load(name, self.device, self.dtype, self.clip, self.sam).model
-            predictor = Predictor(model, self.threshold)
+            model = PromptRIS.from_pretrained(name, self.clip, self.sam)
+        predictor = prepare(model, self.device, self.dtype, engine, self.threshold, say)
         dtype = str(next(predictor.model.parameters()).dtype).removeprefix("torch.")
-        say(f"{self.shown_name} on {predictor.device}, {dtype}")
+        say(f"{self.shown_name} on {predictor.device}, {dtype}, by {engine}")
         if self.note:
             say(f"note: {self.note}; it only shows that the whole path runs")
         return predictor
