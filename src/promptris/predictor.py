@@ -23,7 +23,7 @@ from promptris.placement import place
 from promptris.prediction import Box, Click, Explanation, Prediction
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
-from promptris.structures import ImageFeatures, PromptRISOutput
+from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,16 @@ class Predictor(AnswersExpressions):
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
+        return self.encode_prepared(self.prepare(images))
+
+    def prepare(self, images: Sequence[ImageLike]) -> ImageBatch:
+        """Several images as the model takes them, a few megabytes each however large they are."""
+        return self.processor.images(images, self.with_sam)
+
+    def encode_prepared(self, images: ImageBatch) -> ImageFeatures:
+        """Features of images from `prepare`."""
         with inference():
-            return self.model.encode_image(self.processor.images(images, self.with_sam).to(self.device))
+            return self.model.encode_image(images.to(self.device))
 
     def answer_images(
         self,
