@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -109,7 +109,7 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
 
 
 def decode_image(
-    data: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> NDArray[np.uint8]:
     """A file's bytes, from whoever sent them, as RGB uint8 [H, W, 3]; otherwise as `load_image`.
 
@@ -138,7 +138,7 @@ def _decode(
     name: str,
     at_least: int | None,
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> NDArray[np.uint8]:
     opened = _read_header(file, name, max_pixels, formats)
     factor = 1
@@ -155,7 +155,7 @@ def _decode(
     return _from_pillow(opened, name)
 
 
-def _read_header(file: BinaryIO, name: str, max_pixels: int, formats: Sequence[str] | None) -> Image.Image:
+def _read_header(file: BinaryIO, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     """The image with nothing of it decoded yet."""
     try:
         with warnings.catch_warnings():

@@ -61,6 +61,17 @@ class ImageBatch(_TensorFields):
     sam_pixels: Float[Tensor, "I 3 s s"] | UInt8[Tensor, "I 3 s s"] | None = None
     sam_embeddings: Float[Tensor, "I D_S H_S W_S"] | None = None
 
+    @staticmethod
+    def together(parts: Sequence[ImageBatch]) -> ImageBatch:
+        """The images of all parts, in their order."""
+        sam = [part.sam_pixels for part in parts if part.sam_pixels is not None]
+        known = [part.sam_embeddings for part in parts if part.sam_embeddings is not None]
+        return ImageBatch(
+            torch.cat([part.clip_pixels for part in parts]),
+            torch.cat(sam) if sam else None,
+            torch.cat(known) if known else None,
+        )
+
 
 @dataclass
 class ImageFeatures(_TensorFields):
