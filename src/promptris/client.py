@@ -321,9 +321,9 @@ def _guided(
     if prompts is not None:
         fields["prompts"] = list(prompts)
     if points:
-        fields["points"] = [list(click) for click in points]
+        fields["points"] = [[float(x), float(y), int(label)] for x, y, label in points]
     if box is not None:
-        fields["box"] = list(box)
+        fields["box"] = [float(side) for side in box]
     return fields
 
 

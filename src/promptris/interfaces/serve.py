@@ -8,6 +8,7 @@ import ipaddress
 import os
 import signal
 import socket
+import warnings
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,12 +128,13 @@ def _serve(
 ) -> int:
     import uvicorn
 
-    # uvicorn ends in order at this signal and then lets it go on to whoever had it before.
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _end_at_once)
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
+    # Told in the response, and kept by Python for every text otherwise.
+    warnings.filterwarnings("ignore", message="expression .* tokens; the model reads")
     predictor = choice.load()
 
     from promptris.serving.app import create_app
@@ -152,6 +154,8 @@ def _serve(
         server_header=False,
         timeout_graceful_shutdown=_SECONDS_TO_FINISH,
     )
+    # uvicorn ends in order at this signal, and then lets it go on to whoever had it before.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 
@@ -186,5 +190,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    # While torch is imported an exception would end in C++ and abort; there is nothing to bring in order yet.
+    os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -69,14 +70,21 @@ def _operation(
 
 
 def _fields(schema: dict[str, Any], document: dict[str, Any]) -> str:
+    rows = "".join(_rows(schema, document, ""))
+    return f"<table>{rows}</table>" if rows else ""
+
+
+def _rows(schema: dict[str, Any], document: dict[str, Any], prefix: str) -> Iterator[str]:
+    """A row per field; the fields of a list's items follow it."""
     schema = _resolved(schema, document)
     required = schema.get("required", [])
-    rows = [
-        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_kind(field, document))}"
-        f"{', required' if name in required else ''}</td><td>{escape(field.get('description', ''))}</td></tr>"
-        for name, field in schema.get("properties", {}).items()
-    ]
-    return f"<table>{''.join(rows)}</table>" if rows else ""
+    for name, field in schema.get("properties", {}).items():
+        yield (
+            f"<tr><td><code>{escape(prefix + name)}</code></td><td>{escape(_kind(field, document))}"
+            f"{', required' if name in required else ''}</td><td>{escape(field.get('description', ''))}</td></tr>"
+        )
+        if "$ref" in field.get("items", {}):
+            yield from _rows(field["items"], document, f"{prefix}{name}[].")
 
 
 def _kind(schema: dict[str, Any], document: dict[str, Any]) -> str:

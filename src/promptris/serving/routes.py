@@ -65,8 +65,22 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _body(json: type[BaseModel], form: type[BaseModel]) -> dict[str, Any]:
-    content = {kind: {"schema": model.model_json_schema()} for kind, model in ((JSON, json), (FORM, form))}
+    content = {
+        JSON: {"schema": json.model_json_schema()},
+        # A form has no null: what is not there is left out.
+        FORM: {"schema": _without_null(form.model_json_schema())},
+    }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _without_null(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_null(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: _without_null(value) for key, value in schema.items() if (key, value) != ("default", None)}
+    options = [option for option in kept.pop("anyOf", []) if option != {"type": "null"}]
+    return {**kept, **(options[0] if len(options) == 1 else {"anyOf": options} if options else {})}
 
 
 @public.get("/v1/health", response_model=Health, summary="Whether the server is alive", tags=["server"])

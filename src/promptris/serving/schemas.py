@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from promptris.config import PromptName
 
 Format = Literal["rle", "polygon", "png"]
+_NUMBERS = r"^[0-9]+(\.[0-9]+)?(,[0-9]+(\.[0-9]+)?){%d}$"
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -53,6 +54,8 @@ class SegmentRequest(BaseModel):
 class SegmentForm(BaseModel):
     """The same as a form: the image as a file."""
 
+    model_config = ConfigDict(extra="forbid")
+
     image: Annotated[
         str | None, Field(description="An image file.", json_schema_extra={"format": "binary"})
     ] = None
@@ -63,8 +66,13 @@ class SegmentForm(BaseModel):
     ]
     format: Format = "rle"
     prompts: Annotated[list[PromptName] | None, Field(description="Repeated.")] = None
-    points: Annotated[list[str] | None, Field(description="X,Y,LABEL each, repeated.")] = None
-    box: Annotated[str | None, Field(description="X,Y,WIDTH,HEIGHT.")] = None
+    points: Annotated[
+        list[Annotated[str, StringConstraints(pattern=_NUMBERS % 2)]] | None,
+        Field(description="X,Y,LABEL each, repeated."),
+    ] = None
+    box: Annotated[
+        str | None, StringConstraints(pattern=_NUMBERS % 3), Field(description="X,Y,WIDTH,HEIGHT.")
+    ] = None
     model: str | None = None
 
 
@@ -84,6 +92,8 @@ class ImageRequest(BaseModel):
 
 class ImageForm(BaseModel):
     """The same as a form."""
+
+    model_config = ConfigDict(extra="forbid")
 
     image: Annotated[str, Field(description="An image file.", json_schema_extra={"format": "binary"})]
 
