@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
@@ -130,7 +129,7 @@ async def images(request: Request) -> Response:
         with _within(deadline.left, deadline.upload_passed()):
             body = await read_body(limited(request, service.settings.max_bytes))
         with _within(deadline.left, deadline.passed()):
-            data = await anyio.to_thread.run_sync(check_image, body)
+            data = await service.in_thread(check_image, body)
             answer = await service.ask(Question(await service.prepare(data)), deadline)
     height, width = answer.image.size
     kept = ImageResponse(
@@ -163,13 +162,13 @@ async def segment(request: Request) -> Response:
         with _within(deadline.left, deadline.upload_passed()):
             body = await read_body(limited(request, service.settings.max_bytes))
         with _within(deadline.left, deadline.passed()):
-            asked, data = await anyio.to_thread.run_sync(check_segment, body, service.settings)
+            asked, data = await service.in_thread(check_segment, body, service.settings)
             del body
             image = await service.prepare(data) if data is not None else service.kept(asked.image_id or "")
             prompts = None if asked.prompts is None else tuple(asked.prompts)
             guidance = Guidance(prompts, tuple(asked.points or ()), asked.box)
             answer = await service.ask(Question(image, tuple(asked.expressions), guidance), deadline)
-            return await anyio.to_thread.run_sync(_respond, service, asked, answer)
+            return await service.in_thread(_respond, service, asked, answer)
 
 
 @guarded.get(

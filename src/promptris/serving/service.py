@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from asyncio import wrap_future
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -32,6 +33,8 @@ Result = TypeVar("Result")
 
 _DECODERS = 2
 """Images that are decoded at once: each may take hundreds of megabytes for a moment."""
+_HELPERS = 4
+"""Threads for what else is not done between requests; every thread has a heap of its own that only grows."""
 
 
 class Service:
@@ -48,7 +51,7 @@ class Service:
         self.batcher = Batcher(predictor, settings.queue, settings.together, self.metrics.batches.observe)
         self.store = ImageStore(settings.images, settings.ttl)
         self.admission = Admission(settings.queue, self._retry_after)
-        self._decoding = anyio.CapacityLimiter(_DECODERS)
+        self._decoding, self._helping = anyio.CapacityLimiter(_DECODERS), anyio.CapacityLimiter(_HELPERS)
         self.metrics.watch(
             "promptris_requests_present", "Requests at this moment.", lambda: self.admission.present
         )
@@ -67,6 +70,10 @@ class Service:
         return await anyio.to_thread.run_sync(
             prepare_upload, data, self.predictor, *limits, abandon_on_cancel=True, limiter=self._decoding
         )
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of `work`, during which other requests go on."""
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self._helping)
 
     def kept(self, identity: str) -> EncodedImage:
         """An image from POST /v1/images.
