@@ -13,7 +13,7 @@ help:
 	@echo "make slow    the tests that take minutes"
 	@echo "make lint    ruff, mypy, import directions"
 	@echo "make format  rewrite the sources in the house format"
-	@echo "make bench   measure the full-size model, loading and training on this machine"
+	@echo "make bench   measure the full-size model, loading, training and the server on this machine"
 	@echo "make results  train and measure everything in results/ again, from nothing"
 	@echo "make docs    the documentation as HTML in docs/_build/"
 
@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/refshapes.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/linears.py
+	$(BIN)/python benchmarks/serving.py
 
 # Goes on where it was interrupted; nothing that is there is done again.
 results: $(VENV)/.installed-dev

@@ -84,3 +84,14 @@ def test_the_page_on_training_cost_says_what_is_counted():
     assert len(tables) == 6
     for table in tables:
         assert table in page, table
+
+
+@pytest.mark.slow
+def test_serving_benchmark(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    serving = importlib.import_module("serving")
+    few = ["--requests", "32", "--clients", "8", "--rounds", "2", "--threads", "1"]
+    report = serving.main([*few, "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text()) == report
+    assert report["together"]["statuses"] == {"200": 32} and report["one_by_one"]["statuses"] == {"200": 16}
+    assert len(report["memory_mb"]["after_every_round"]) == 2 and report["memory_mb"]["after_warm_up"] > 50

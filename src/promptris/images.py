@@ -32,6 +32,15 @@ ImageLike: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8] | T
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
 
+
+class TooManyPixelsError(InputError):
+    """An image that is larger than what is accepted; told by its header, before it is decoded."""
+
+
+class NotAnImageError(InputError):
+    """Something that no reader of images knows."""
+
+
 # What Pillow's readers raise, each in its own way, on a file that is not as it should be.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, struct.error)
 
@@ -99,14 +108,39 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
         raise InputError(f"cannot read {str(path)[:200]!r}: {reason}") from error
 
 
+def decode_image(
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> NDArray[np.uint8]:
+    """A file's bytes, from whoever sent them, as RGB uint8 [H, W, 3]; otherwise as `load_image`.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        max_pixels: larger images are refused before they are decoded.
+        formats: Pillow's names of those to accept; None accepts all that it reads.
+
+    Raises:
+        TooManyPixelsError: for more pixels.
+        NotAnImageError: for anything that is no image of these formats.
+        InputError: when it is damaged or cut off.
+    """
+    return _decode(io.BytesIO(data), name, None, max_pixels, formats)
+
+
 def _from_tensor(image: Any) -> NDArray[Any]:
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         image = image.permute(1, 2, 0)
     return np.ascontiguousarray(image.detach().cpu().numpy())
 
 
-def _decode(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.uint8]:
-    opened = _read_header(file, name)
+def _decode(
+    file: BinaryIO,
+    name: str,
+    at_least: int | None,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> NDArray[np.uint8]:
+    opened = _read_header(file, name, max_pixels, formats)
     factor = 1
     if opened.format in _JPEG_FORMATS:
         factor = _reduction(opened.size, at_least)
@@ -115,29 +149,29 @@ def _decode(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.uint8
         if pixels is not None:
             return _upright(pixels, _orientation(opened))
         file.seek(0)
-        opened = _read_header(file, name)
+        opened = _read_header(file, name, max_pixels, formats)
     if factor > 1:
         opened.draft(None, (opened.width // factor, opened.height // factor))
     return _from_pillow(opened, name)
 
 
-def _read_header(file: BinaryIO, name: str) -> Image.Image:
+def _read_header(file: BinaryIO, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     """The image with nothing of it decoded yet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, which are dealt with here, and damaged EXIF
-            opened = Image.open(file)
+            opened = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{name} has more than the {MAX_PIXELS:,} pixels that are accepted: make it smaller first"
+        raise TooManyPixelsError(
+            f"{name} has more than the {max_pixels:,} pixels that are accepted: make it smaller first"
         ) from None
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image that can be read (JPEG, PNG, WebP ...)") from None
+        raise NotAnImageError(f"{name} is not an image that can be read (JPEG, PNG, WebP ...)") from None
     except _DAMAGE as error:
         raise InputError(f"{name} is damaged or cut off: {error}") from error
-    if opened.width * opened.height > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {opened.width} x {opened.height} pixels, more than the {MAX_PIXELS:,} that are "
+    if opened.width * opened.height > max_pixels:
+        raise TooManyPixelsError(
+            f"{name} has {opened.width} x {opened.height} pixels, more than the {max_pixels:,} that are "
             "accepted: make it smaller first"
         )
     return opened

@@ -24,7 +24,7 @@ from promptris.placement import choose_dtype, pick_device, place
 from promptris.prediction import Box, Click, Explanation, Prediction
 from promptris.processing import ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
-from promptris.structures import ImageFeatures, PromptRISOutput
+from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,18 @@ class Predictor(AnswersExpressions):
 
     def encode(self, images: Sequence[ImageLike]) -> ImageFeatures:
         """Features of several images."""
-        batch = self.processor.images(images, self.with_sam)
-        if self.image_encoder is not None and batch.sam_pixels is not None:
-            batch = replace(batch, sam_pixels=None, sam_embeddings=self.image_encoder(batch.sam_pixels))
+        return self.encode_prepared(self.prepare(images))
+
+    def prepare(self, images: Sequence[ImageLike]) -> ImageBatch:
+        """Several images as the model takes them, a few megabytes each however large they are."""
+        return self.processor.images(images, self.with_sam)
+
+    def encode_prepared(self, images: ImageBatch) -> ImageFeatures:
+        """Features of images from `prepare`."""
+        if self.image_encoder is not None and images.sam_pixels is not None:
+            images = replace(images, sam_pixels=None, sam_embeddings=self.image_encoder(images.sam_pixels))
         with inference():
-            return self.model.encode_image(batch.to(self.device))
+            return self.model.encode_image(images.to(self.device))
 
     def answer_images(
         self,

@@ -7,6 +7,7 @@ Axis letters: I images, B expressions (folded over images), T tokens of the long
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -60,6 +61,17 @@ class ImageBatch(_TensorFields):
     sam_pixels: Float[Tensor, "I 3 s s"] | UInt8[Tensor, "I 3 s s"] | None = None
     sam_embeddings: Float[Tensor, "I D_S H_S W_S"] | None = None
 
+    @staticmethod
+    def together(parts: Sequence[ImageBatch]) -> ImageBatch:
+        """The images of all parts, in their order."""
+        sam = [part.sam_pixels for part in parts if part.sam_pixels is not None]
+        known = [part.sam_embeddings for part in parts if part.sam_embeddings is not None]
+        return ImageBatch(
+            torch.cat([part.clip_pixels for part in parts]),
+            torch.cat(sam) if sam else None,
+            torch.cat(known) if known else None,
+        )
+
 
 @dataclass
 class ImageFeatures(_TensorFields):
@@ -73,6 +85,19 @@ class ImageFeatures(_TensorFields):
 
     clip_tokens: Float[Tensor, "I tokens D_IC"]
     sam_embeddings: Float[Tensor, "I D_S H_S W_S"] | None = None
+
+    def image(self, row: int) -> ImageFeatures:
+        """Those of one image, in memory of their own: the others can be forgotten."""
+        sam = self.sam_embeddings
+        return ImageFeatures(
+            self.clip_tokens[row : row + 1].clone(), None if sam is None else sam[row : row + 1].clone()
+        )
+
+    @staticmethod
+    def together(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Those of all images of all parts, in their order."""
+        sam = [part.sam_embeddings for part in parts if part.sam_embeddings is not None]
+        return ImageFeatures(torch.cat([part.clip_tokens for part in parts]), torch.cat(sam) if sam else None)
 
 
 @dataclass

@@ -6,15 +6,17 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from torch import Tensor
 
 from promptris.errors import InputError
 from promptris.ops.masks import BoolMask, as_bool_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Color: TypeAlias = tuple[int, int, int]
 ImageLike: TypeAlias = Image.Image | NDArray[np.uint8]

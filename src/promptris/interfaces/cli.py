@@ -34,6 +34,7 @@ from promptris.interfaces.options import (
     require_extra,
 )
 from promptris.interfaces.pictures import curves_command, figure_command, gallery_command
+from promptris.interfaces.serve import serve_command
 from promptris.interfaces.terminal import (
     metrics_table,
     new_table,
@@ -62,6 +63,7 @@ app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
 app.command("curves")(curves_command)
 app.command("bench")(bench_command)
+app.command("serve")(serve_command)
 app.command("ablate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     ablate_command
 )

@@ -7,13 +7,15 @@ plane, so they run from 0 to W and from 0 to H.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from promptris.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BoolMask: TypeAlias = NDArray[np.bool_]
 
@@ -24,9 +26,11 @@ def as_bool_mask(mask: Any, name: str = "mask") -> BoolMask:
     Takes bool or integer arrays and tensors on any device (non-zero is foreground). Raises InputError for
     other shapes, empty sides, and floating-point values, which would hide a forgotten threshold.
     """
-    if isinstance(mask, Tensor) and not (mask.is_floating_point() or mask.is_complex()):
-        mask = mask.cpu().numpy()
-    if isinstance(mask, Tensor) or np.asarray(mask).dtype.kind not in "biu":
+    # Told by what it can do: a client of the server reads masks without torch.
+    is_tensor = hasattr(mask, "is_floating_point") and hasattr(mask, "cpu")
+    if is_tensor and not (mask.is_floating_point() or mask.is_complex()):
+        mask, is_tensor = mask.cpu().numpy(), False
+    if is_tensor or np.asarray(mask).dtype.kind not in "biu":
         raise InputError(f"The {name} is not boolean: threshold its values first, for example probs > 0.5.")
     array = np.asarray(mask)
     if array.ndim != 2 or 0 in array.shape:

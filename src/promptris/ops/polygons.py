@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import contourpy
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from promptris.errors import InputError
 from promptris.ops.masks import BoolMask, as_bool_mask, mask_bbox
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ring: TypeAlias = list[float]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from torch import Tensor
 
 from promptris.errors import InputError
 from promptris.ops.masks import BoolMask, as_bool_mask
 from promptris.ops.polygons import checked_ring
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A few characters of run lengths can claim any size, so one that no image has is refused before it is filled.
 _MAX_PIXELS = 2**30

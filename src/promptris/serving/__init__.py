@@ -1,0 +1,1 @@
+"""REST: images and expressions over HTTP, answered in batches."""
