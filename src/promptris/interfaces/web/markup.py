@@ -65,7 +65,8 @@ def answer_label(answer: Answer) -> str:
     x, y = facts["point"]
     corrected = " · corrected" if answer.marks else ""
     numbers = f"score {facts['score']:.2f} · {facts['area']:,} px · point {x}, {y}"
-    return f"{_short(answer.expression)} — {numbers}{corrected}"
+    cut = "" if answer.read is None else f" · too long: the model reads its first {answer.read} tokens"
+    return f"{_short(answer.expression)} — {numbers}{corrected}{cut}"
 
 
 def details(session: Session, chosen: int | None) -> str:

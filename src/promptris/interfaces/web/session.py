@@ -22,6 +22,7 @@ from promptris.visualize import mask_image
 MAX_EXPRESSIONS = 8
 """As many as there are colours to tell them apart."""
 MAX_HISTORY = 12
+MAX_CHARACTERS = 1000
 MAX_MARKS = 32
 _SHOWN_SIDES = 640, 1024
 
@@ -64,6 +65,7 @@ class Answer:
         response: float32 [H_C, W_C] in [0, 1].
         prompts: that SAM was given.
         marks: the visitor's corrections, in the order they were made.
+        read: how many tokens of the expression the model read, where that is not all of them.
     """
 
     facts: dict[str, Any]
@@ -73,6 +75,7 @@ class Answer:
     response: NDArray[np.float32]
     prompts: tuple[PromptName, ...]
     marks: tuple[Mark, ...] = ()
+    read: int | None = None
 
     @property
     def expression(self) -> str:
@@ -116,7 +119,10 @@ class Session:
                 f"{len(texts)} expressions are given: ask at most {MAX_EXPRESSIONS} at once, one per line"
             )
         for text in texts:
-            check_expression(text)
+            if len(check_expression(text)) > MAX_CHARACTERS:
+                raise InputError(
+                    f"the expression {text[:40]!r}… has {len(text):,} characters: say it in at most {MAX_CHARACTERS:,}"
+                )
         before = {answer.expression: answer for answer in self.answers}
         answers = []
         for text in texts:
@@ -197,7 +203,14 @@ def _kept(picture: Picture, explanation: Explanation, marks: tuple[Mark, ...]) -
         response=explanation.response,
         prompts=explanation.prompts,
         marks=marks,
+        read=_read(picture, prediction.expression),
     )
+
+
+def _read(picture: Picture, text: str) -> int | None:
+    processor = picture.with_image.predictor.processor
+    tokens = len(processor.tokenizer(text, verbose=False)["input_ids"])
+    return None if tokens <= processor.context_length else processor.context_length - 2
 
 
 def _shown(pixels: NDArray[np.uint8]) -> Image.Image:
