@@ -36,7 +36,7 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-PATIENCE = 15_000
+PATIENCE = 30_000
 """Milliseconds until something that does not come is an error; what comes is never waited for longer than needed."""
 
 
@@ -142,9 +142,9 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
         visitor.page.on("pageerror", lambda error: visitor.problems.append(str(error)))
         visitor.page.on("dialog", lambda dialog: visitor.problems.append(f"dialog: {dialog.message}"))
         visitor.page.goto(address)
-        for part in ("#open-picture", ".scenes button", "#expressions textarea", ".stage"):
-            visitor.page.locator(part).first.wait_for()
-        visitor.page.wait_for_load_state("networkidle")
+        # The page's own script has run: Gradio's events are bound by then.
+        visitor.page.locator("#stage [data-ready]").wait_for(state="attached")
+        visitor.page.locator("#expressions textarea").wait_for()
         return visitor
 
     yield opened

@@ -41,7 +41,7 @@ def build(predictor: Predictor, note: str | None) -> gr.Blocks:
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300, elem_id="controls"):
                 # No file types here: what is no picture gets the package's own sentence. stage.js names them to the
-                # browser, so that a phone offers its photographs.
+                # browser when the button is pressed, so that a phone offers its photographs.
                 upload = gr.UploadButton("Open a picture", elem_id="open-picture")
                 scenes: Any = gr.HTML(markup.scenes(offered), js_on_load=_BUTTONS, elem_id="scenes")
                 text = gr.Textbox(

@@ -121,7 +121,8 @@ class Session:
         for text in texts:
             if len(check_expression(text)) > MAX_CHARACTERS:
                 raise InputError(
-                    f"the expression {text[:40]!r}… has {len(text):,} characters: say it in at most {MAX_CHARACTERS:,}"
+                    f"the expression {text[:40]!r}… has {len(text):,} characters: say it in at most "
+                    f"{MAX_CHARACTERS:,}"
                 )
         before = {answer.expression: answer for answer in self.answers}
         answers = []

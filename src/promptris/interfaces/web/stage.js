@@ -129,7 +129,6 @@ watch("value", () => {
 
 // Pictures that are pasted or dropped go the way of those that are opened.
 const input = () => document.querySelector("#controls input[type='file']");
-if (input()) input().accept = "image/*";
 const open = (files) => {
   const picture = [...(files ?? [])].find((file) => file.type.startsWith("image/")) ?? files?.[0];
   if (!picture || !input()) return false;
@@ -139,6 +138,13 @@ const open = (files) => {
   input().dispatchEvent(new Event("change", { bubbles: true }));
   return true;
 };
+document.addEventListener(
+  "click",
+  (event) => {
+    if (event.target.closest?.("#open-picture")) input().accept = "image/*";
+  },
+  true,
+);
 document.addEventListener("paste", (event) => {
   if (event.clipboardData?.files.length && open(event.clipboardData.files)) event.preventDefault();
 });
@@ -175,3 +181,5 @@ document.addEventListener(
   },
   true,
 );
+
+element.dataset.ready = "1";
