@@ -21,7 +21,7 @@ from promptris.ops.onednn import inference
 from promptris.ops.points import highest_position
 from promptris.placement import place
 from promptris.prediction import Box, Click, Explanation, Prediction
-from promptris.processing import ImageLike, Processor, check_expression, load_image
+from promptris.processing import MASK_THRESHOLD, ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
 from promptris.structures import ImageFeatures, PromptRISOutput
 
@@ -110,7 +110,7 @@ class Predictor(AnswersExpressions):
     def __init__(
         self,
         model: PromptRIS,
-        threshold: float = 0.5,
+        threshold: float = MASK_THRESHOLD,
         expressions_per_pass: int = 16,
         with_sam: bool | None = None,
         remembered_images: int = 8,
@@ -345,6 +345,7 @@ def load(
     dtype: str = "auto",
     clip: str | Path | None = None,
     sam: str | Path | None = None,
+    revision: str | None = None,
 ) -> Predictor:
     """A predictor by built-in name, model folder or hub id.
 
@@ -354,8 +355,9 @@ def load(
         dtype: "auto" (bfloat16 where it is faster, else float32), "float32", "bfloat16" or "float16".
         clip: where the frozen CLIP is now, when it is not where it was at training time.
         sam: the same for SAM.
+        revision: branch, tag or commit of a model on the hub; None means its main branch.
 
     Raises:
-        InputError: when there is no such model, device or dtype.
+        InputError: when there is no such model, revision, device or dtype.
     """
-    return Predictor(place(PromptRIS.from_pretrained(name, clip, sam), device, dtype))
+    return Predictor(place(PromptRIS.from_pretrained(name, clip, sam, revision), device, dtype))

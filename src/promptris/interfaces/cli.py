@@ -32,6 +32,7 @@ from promptris.interfaces.options import (
     require_extra,
 )
 from promptris.interfaces.pictures import curves_command, figure_command, gallery_command
+from promptris.interfaces.push import push_command
 from promptris.interfaces.terminal import (
     metrics_table,
     new_table,
@@ -58,6 +59,7 @@ app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
 app.command("curves")(curves_command)
+app.command("push")(push_command)
 app.command("ablate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     ablate_command
 )
