@@ -22,7 +22,7 @@ from promptris.ops.onednn import inference
 from promptris.ops.points import highest_position
 from promptris.placement import choose_dtype, pick_device, place
 from promptris.prediction import Box, Click, Explanation, Prediction
-from promptris.processing import ImageLike, Processor, check_expression, load_image
+from promptris.processing import MASK_THRESHOLD, ImageLike, Processor, check_expression, load_image
 from promptris.remembered import Remembered
 from promptris.structures import ImageBatch, ImageFeatures, PromptRISOutput
 
@@ -112,7 +112,7 @@ class Predictor(AnswersExpressions):
     def __init__(
         self,
         model: PromptRIS,
-        threshold: float = 0.5,
+        threshold: float = MASK_THRESHOLD,
         expressions_per_pass: int = 16,
         with_sam: bool | None = None,
         remembered_images: int = 8,
@@ -360,6 +360,7 @@ def load(
     clip: str | Path | None = None,
     sam: str | Path | None = None,
     engine: str = "auto",
+    revision: str | None = None,
 ) -> Predictor:
     """A predictor by built-in name, model folder or hub id.
 
@@ -370,13 +371,14 @@ def load(
         clip: where the frozen CLIP is now, when it is not where it was at training time.
         sam: the same for SAM.
         engine: "torch", "openvino" or "onnxruntime" for SAM's image encoder; "auto" takes the fastest.
+        revision: branch, tag or commit of a model on the hub; None means its main branch.
 
     Raises:
-        InputError: when there is no such model, device, dtype or engine.
+        InputError: when there is no such model, revision, device, dtype or engine.
         MissingExtraError: when the engine is not installed.
     """
     chosen = choose_engine(engine, pick_device(device))
-    return prepare(PromptRIS.from_pretrained(name, clip, sam), device, dtype, chosen)
+    return prepare(PromptRIS.from_pretrained(name, clip, sam, revision), device, dtype, chosen)
 
 
 def prepare(
@@ -384,7 +386,7 @@ def prepare(
     device: str = "auto",
     dtype: str = "auto",
     engine: str = "torch",
-    threshold: float = 0.5,
+    threshold: float = MASK_THRESHOLD,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """A predictor around a model in float32 on the CPU; arguments as in `load`, the engine one that was chosen."""

@@ -20,9 +20,12 @@ from promptris.structures import ExpressionBatch, ImageBatch
 
 __all__ = [
     "CLIP_MEAN",
+    "CLIP_RESAMPLING",
     "CLIP_STD",
+    "MASK_THRESHOLD",
     "MAX_PIXELS",
     "SAM_MEAN",
+    "SAM_RESAMPLING",
     "SAM_STD",
     "ImageLike",
     "Processor",
@@ -35,6 +38,10 @@ __all__ = [
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM_MEAN, SAM_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_RESAMPLING: Literal["bicubic"] = "bicubic"
+SAM_RESAMPLING: Literal["bilinear"] = "bilinear"
+MASK_THRESHOLD = 0.5
+"""A pixel belongs to the mask when its probability is above this, unless told otherwise."""
 
 
 class Processor:
@@ -73,9 +80,9 @@ class Processor:
         )
         for row, image in enumerate(images):
             pixels = load_image(image)
-            clip[row] = stretch(pixels, self.clip_size, "bicubic")
+            clip[row] = stretch(pixels, self.clip_size, CLIP_RESAMPLING)
             if sam is not None:
-                sam[row] = stretch(pixels, self.sam_size, "bilinear")
+                sam[row] = stretch(pixels, self.sam_size, SAM_RESAMPLING)
         return ImageBatch(clip.permute(0, 3, 1, 2), None if sam is None else sam.permute(0, 3, 1, 2))
 
     def enough(self, with_sam: bool = True) -> int:

@@ -109,8 +109,10 @@ def test_tuned_folder_holds_the_trainable_parameters_and_nothing_else(tuned, tun
     assert config["format"] == "promptris" and config["format_version"] == 1 and config["full"] is False
     assert config["sources"]["clip"]["sha256"] == tuned.sources["clip"]["sha256"]
     assert sorted(path.name for path in tuned_folder.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
+        "preprocessor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -94,6 +95,11 @@ def test_the_model_folder_tells_how_it_was_made(finished: tuple[Path, Recipe]):
     assert "moon" in missing and "heart" in missing
     assert "It answers with coarse masks" not in card
     assert load_sam(recipe.towers.sam).sha256[:12] in card
+    # What the hub reads in the head is what was measured.
+    told_hub = {result.metric_name: result.metric_value for result in ModelCard(card).data.eval_results}
+    assert told_hub == {name: round(100 * metrics[name], 1) for name in ("mIoU", "oIoU", "P@0.5")}
+    # The towers were given, and so their licence is not for the package to say.
+    assert "license" not in head
 
 
 def test_metrics_file_has_a_row_per_step_and_sam_terms_in_the_second_stage(finished: tuple[Path, Recipe]):

@@ -35,6 +35,7 @@ from promptris.interfaces.options import (
 )
 from promptris.interfaces.pictures import curves_command, figure_command, gallery_command
 from promptris.interfaces.serve import serve_command
+from promptris.interfaces.push import push_command
 from promptris.interfaces.terminal import (
     metrics_table,
     new_table,
@@ -64,6 +65,7 @@ app.command("gallery")(gallery_command)
 app.command("curves")(curves_command)
 app.command("bench")(bench_command)
 app.command("serve")(serve_command)
+app.command("push")(push_command)
 app.command("ablate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     ablate_command
 )

@@ -16,21 +16,15 @@ from promptris.config import PromptRISConfig
 from promptris.errors import InputError, WeightsError
 from promptris.modeling.base_weights import load_clip, load_sam
 from promptris.modeling.build import build_from_configs, build_model, describe_source
+from promptris.modeling.card import CARD_FILE, short_card
+from promptris.modeling.hub import download_model, is_hub_id
+from promptris.modeling.processor_config import check_processor, write_processor
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.modeling.saved_towers import CONFIG_FILE, WEIGHTS_FILE, is_model_config
 from promptris.modeling.tokenizer import load_tokenizer
 
 FORMAT_VERSION = 1
 _KEYS = ("format_version", "full", "model", "clip_config", "sam_config", "sources")
-_FILES = [
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "*.md",
-]
 
 
 def tuned_parameters(model: PromptRIS) -> dict[str, Tensor]:
@@ -62,6 +56,10 @@ def save_pretrained(model: PromptRIS, folder: Path, full: bool, dtype: torch.dty
         "sam_config": _plain_config(model.sam.sam),
         "sources": model.sources,
     }
+    # Before its folder is written over, which may be this one.
+    card = known_card(model) or short_card(
+        config, sum(value.numel() for value in tuned_parameters(model).values())
+    )
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
         name: (value.to(dtype) if dtype is not None and value.is_floating_point() else value)
@@ -75,23 +73,29 @@ def save_pretrained(model: PromptRIS, folder: Path, full: bool, dtype: torch.dty
     partial.chmod(0o644)
     partial.replace(folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    write_processor(model, folder)
     model.tokenizer.save_pretrained(folder)
 
 
-def from_pretrained(name: str | Path, clip: str | Path | None, sam: str | Path | None) -> PromptRIS:
+def from_pretrained(
+    name: str | Path, clip: str | Path | None, sam: str | Path | None, revision: str | None = None
+) -> PromptRIS:
     """Read a model folder.
 
     Args:
         name: built-in name, folder or hub id.
         clip: where CLIP is now, when it is not where it was at training time; its content must be the same.
         sam: the same for SAM.
+        revision: branch, tag or commit of a model on the hub; None means its main branch.
 
     Raises:
-        InputError: when there is no such model.
-        WeightsError: when weights are missing, left over or differ from those trained with.
+        InputError: when there is no such model or revision.
+        WeightsError: when weights are missing, left over or differ from those trained with, or images are said to
+            go through something else than what they go through here.
     """
-    folder = _find_folder(name)
-    config = _read_config(folder)
+    folder = _find_folder(name, revision)
+    config = read_config(folder)
     model_config = PromptRISConfig.from_dict(config["model"])
     tokenizer = load_tokenizer(folder)
     if config["full"]:
@@ -111,8 +115,24 @@ def from_pretrained(name: str | Path, clip: str | Path | None, sam: str | Path |
         model = build_model(base_clip.module, base_sam.module, model_config, tokenizer)
         model.sources = {"clip": describe_source(base_clip), "sam": describe_source(base_sam)}
         expected = tuned_parameters(model)
+    check_processor(model, folder)
     _load_exactly(model, expected, folder / WEIGHTS_FILE)
+    model.read_from = folder
     return model
+
+
+def known_card(model: PromptRIS) -> str | None:
+    """The card of the folder that the model was read from; None without one, or when weights have changed since."""
+    if model.read_from is None:
+        return None
+    try:
+        card = (model.read_from / CARD_FILE).read_text(encoding="utf-8")
+        stored = load_file(model.read_from / WEIGHTS_FILE)
+    except (OSError, UnicodeDecodeError, SafetensorError):
+        return None
+    tuned = tuned_parameters(model)
+    same = all(name in stored and torch.equal(stored[name].to(p.dtype), p.cpu()) for name, p in tuned.items())
+    return card if same else None
 
 
 def full_state(model: PromptRIS) -> dict[str, Tensor]:
@@ -149,7 +169,8 @@ def _load_exactly(model: PromptRIS, expected: dict[str, Tensor], path: Path) -> 
             target.copy_(tensors[name])
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked content of a model folder's `config.json`; an `InputError` says what is wrong with it."""
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text())
@@ -169,24 +190,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _find_folder(name: str | Path) -> Path:
+def _find_folder(name: str | Path, revision: str | None) -> Path:
     folder = builtin_folder(name) or Path(name)
     if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{name} lies on this machine and has no revision {revision!r}: leave it out")
         return folder
     if folder.exists():
         raise InputError(f"{name} is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
-    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    if not is_hub_id(str(name)):
         raise InputError(
             f"there is no model folder {name}: give a built-in name (tiny), a folder written by "
             "save_pretrained, or a hub id such as owner/name"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"there is neither a folder nor a reachable hub model {name}: {error}") from error
+    return download_model(str(name), revision)
 
 
 def _plain_config(module: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class PromptRIS(nn.Module):
 
     Attributes:
         sources: where each tower's weights come from ("source", "format", "sha256"), when that is known.
+        read_from: the folder that the weights were read from, if any.
         towers_are_frozen: whether training leaves CLIP and SAM as they are.
     """
 
@@ -57,6 +58,7 @@ class PromptRIS(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.sources: dict[str, dict[str, str]] = {}
+        self.read_from: Path | None = None
         self.towers_are_frozen = True
         for tower in self.frozen_towers():
             tower.requires_grad_(False)
@@ -101,19 +103,77 @@ class PromptRIS(nn.Module):
     def save_pretrained(
         self, folder: str | Path, full: bool = False, dtype: torch.dtype | None = None
     ) -> None:
-        """Write `config.json`, `model.safetensors` and the tokenizer; see `promptris.modeling.pretrained`."""
+        """Write a model folder: configuration, weights, tokenizer, what images go through, and a card.
+
+        Args:
+            folder: created if needed; files of the same names are replaced.
+            full: also write the frozen towers, so that the folder needs nothing else.
+            dtype: store floating-point weights in this type; loading gives float32 again.
+
+        Raises:
+            InputError: when the towers' origin is not known and `full` is not set.
+        """
         from promptris.modeling.pretrained import save_pretrained
 
         save_pretrained(self, Path(folder), full, dtype)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, clip: str | Path | None = None, sam: str | Path | None = None
+        cls,
+        name: str | Path,
+        clip: str | Path | None = None,
+        sam: str | Path | None = None,
+        revision: str | None = None,
     ) -> PromptRIS:
-        """Read what `save_pretrained` wrote, from a folder or a hub id; see `promptris.modeling.pretrained`."""
+        """Read what `save_pretrained` wrote; a folder is read without any network.
+
+        Args:
+            name: built-in name, folder or hub id.
+            clip: where CLIP is now, when it is not where it was at training time; its content must be the same.
+            sam: the same for SAM.
+            revision: branch, tag or commit of a model on the hub; None means its main branch.
+
+        Raises:
+            InputError: when there is no such model or revision.
+            WeightsError: when weights are missing, left over or differ from those trained with.
+        """
         from promptris.modeling.pretrained import from_pretrained
 
-        return from_pretrained(name, clip, sam)
+        return from_pretrained(name, clip, sam, revision)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        full: bool = False,
+        token: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the model to the hub, with its card; the repository is made if there is none.
+
+        A model that was read from a folder and is still the same keeps that folder's card. Any other gets a short
+        one that says that nothing is known of its training.
+
+        Args:
+            repo_id: owner/name.
+            private: make the repository visible to its owner only.
+            full: also upload the frozen towers, so that nothing else is needed to load it.
+            token: of the hub, with the right to write; None takes the one of `hf auth login` or HF_TOKEN.
+            commit_message: what changed.
+            license: for the card, as the hub spells it ("apache-2.0"); None leaves the card's own.
+
+        Returns:
+            the address of the model's page.
+
+        Raises:
+            InputError: when there is no token or it does not suffice, the name is not valid, or the hub cannot be
+                reached; also as `save_pretrained`.
+        """
+        from promptris.modeling.publishing import push_model
+
+        return push_model(self, repo_id, full, private, token, commit_message, license)
 
     def encode_image(self, images: ImageBatch) -> ImageFeatures:
         """Everything that is computed once per image, however many expressions there are."""

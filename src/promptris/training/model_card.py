@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,20 +15,19 @@ import torch
 from promptris.data.dataset import ReferDataset
 from promptris.evaluation.protocol import Evaluation
 from promptris.modeling.build import count_parameters
+from promptris.modeling.card import ALWAYS_ANSWERS, TASK, bullets, card_head, usage
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.training.config import Recipe, Stage
 from promptris.training.recipes import dump_recipe
 
-CARD_FILE = "README.md"
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 MOST_NAMED = 12
 """More categories than these are counted, not named."""
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc")
-_HEAD = """---
-library_name: promptris
-pipeline_tag: image-segmentation
-tags: [referring-image-segmentation, prompt-ris, clip, sam]
----
-"""
+_ON_THE_HUB = {"mIoU": "mean_iou", "oIoU": "overall_iou", "P@0.5": "precision_at_0.5"}
+"""Metrics in the head of the card, with the names they have there."""
 
 
 def model_card(
@@ -50,14 +50,15 @@ def model_card(
     """
     validation = f"{recipe.data.val_name or recipe.data.name}, split {recipe.data.val_split}"
     trained, untouched = _parameters(model)
+    title = f"Prompt-RIS, trained on {recipe.data.name}"
     sections = [
-        _HEAD + f"# Prompt-RIS, trained on {recipe.data.name}",
+        card_head(started_from, _license(recipe), title, _results(result, recipe)) + f"# {title}",
         "An image and a sentence in, the mask of the one thing the sentence means out: "
         + _method(model.config.sam_prompts.refine, recipe.train.tune_towers)
         + f" {trained:,} parameters were trained, {untouched:,} were not.",
-        _usage(),
+        usage(),
         "## How it was made",
-        _list(_origin(recipe, training, started_from, metrics_file)),
+        bullets(_origin(recipe, training, started_from, metrics_file)),
         "<details><summary>The recipe</summary>\n\n```yaml\n"
         + dump_recipe(recipe).rstrip()
         + "\n```\n\n</details>",
@@ -65,7 +66,7 @@ def model_card(
         "Every (referent, sentence) pair once, masks at the images' own size, in percent. One training seed.",
         _scores(result, model.config.sam_prompts.refine),
         "## Where it ends",
-        _list(_limits(model, recipe, training)),
+        bullets(_limits(model, recipe, training)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -101,13 +102,29 @@ def _parameters(model: PromptRIS) -> tuple[int, int]:
     return trained, total.trainable + total.frozen - trained
 
 
-def _usage() -> str:
-    return (
-        "```python\nimport promptris\n\n"
-        'predictor = promptris.load("path/to/this/folder")\n'
-        'predictor.set_image("scene.png")\n'
-        'predictor.predict("the red circle").mask  # bool [H, W]\n```'
-    )
+def _license(recipe: Recipe) -> str | None:
+    """Of what comes from this package alone; anything else is for the owner of data and weights to say."""
+    own = recipe.data.name == "refshapes" and recipe.towers.clip is None and recipe.towers.sam is None
+    return "apache-2.0" if own else None
+
+
+def _results(result: Evaluation, recipe: Recipe) -> list[EvalResult]:
+    """What was measured, in percent, in the form that the hub reads."""
+    from huggingface_hub import EvalResult
+
+    data, split = recipe.data.val_name or recipe.data.name, recipe.data.val_split
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type=there,
+            metric_name=here,
+            metric_value=round(100 * result.final[here], 1),
+        )
+        for here, there in _ON_THE_HUB.items()
+    ]
 
 
 def _origin(
@@ -173,9 +190,7 @@ def _scores(result: Evaluation, refine: bool) -> str:
 
 
 def _limits(model: PromptRIS, recipe: Recipe, training: ReferDataset) -> list[str]:
-    found = [
-        "It always answers with one mask, also where the sentence means nothing in the image, or several things."
-    ]
+    found = [ALWAYS_ANSWERS]
     if not model.config.sam_prompts.refine:
         found.append(
             "It answers with coarse masks, whose outlines are as rough as CLIP's grid: SAM's prompts were not "
@@ -188,7 +203,3 @@ def _limits(model: PromptRIS, recipe: Recipe, training: ReferDataset) -> list[st
         named = f"{len(others)} of the data set's" if len(others) > MOST_NAMED else ", ".join(others)
         found.append(f"Categories that no sentence of its training was about: {named}.")
     return found
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -17,6 +17,7 @@ from promptris.data.index import Notify, silent
 from promptris.errors import InputError
 from promptris.evaluation.protocol import Evaluation, evaluate
 from promptris.modeling.build import build_from_sources
+from promptris.modeling.card import CARD_FILE
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.predictor import Predictor
 from promptris.team import connected, launched_rank
@@ -27,7 +28,7 @@ from promptris.training.config import Recipe
 from promptris.training.data import prepare_data
 from promptris.training.embedding_cache import BuildEmbeddings
 from promptris.training.guard import BadLossGuard
-from promptris.training.model_card import CARD_FILE, model_card
+from promptris.training.model_card import model_card
 from promptris.training.module import PromptRISTraining
 from promptris.training.recipes import dump_recipe, load_recipe, plain
 from promptris.training.schedule import make_schedule
