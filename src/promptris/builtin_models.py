@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 BUILT_IN_MODELS = ("tiny",)
+TINY_NOTE = "the built-in model knows RefShapes scenes only: on a photograph its masks mean nothing"
 ASSETS = Path(__file__).parent / "assets"
 
 

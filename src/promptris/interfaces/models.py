@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from promptris.builtin_models import builtin_folder
 from promptris.errors import InputError
 from promptris.interfaces.terminal import say
 
@@ -45,6 +46,11 @@ class ModelChoice:
         """The name for people."""
         name = self.name or DEFAULT_MODEL
         return f"{name} with random weights" if self.random else name
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is the built-in model, which knows RefShapes only."""
+        return not self.random and builtin_folder(self.name or DEFAULT_MODEL) is not None
 
     @property
     def note(self) -> str | None:
