@@ -44,13 +44,16 @@ class ModelChoice:
     @property
     def shown_name(self) -> str:
         """The name for people."""
-        name = self.name or DEFAULT_MODEL
-        return f"{name} with random weights" if self.random else name
+        return f"{self._name} with random weights" if self.random else self._name
+
+    @property
+    def _name(self) -> str:
+        return DEFAULT_MODEL if self.name is None else self.name
 
     @property
     def built_in(self) -> bool:
         """Whether it is the built-in model, which knows RefShapes only."""
-        return not self.random and builtin_folder(self.name or DEFAULT_MODEL) is not None
+        return not self.random and builtin_folder(self._name) is not None
 
     @property
     def note(self) -> str | None:
@@ -71,13 +74,15 @@ class ModelChoice:
             InputError: when there is no such model or device.
         """
         self.check()
+        if not self._name.strip():
+            raise InputError(f"--model is empty: leave it out for the built-in model, {DEFAULT_MODEL}")
 
         from promptris.modeling.build import build_random
         from promptris.modeling.presets import PRESETS
         from promptris.placement import place
         from promptris.predictor import Predictor, load
 
-        name = self.name or DEFAULT_MODEL
+        name = self._name
         if self.random:
             predictor = Predictor(place(build_random(name), self.device, self.dtype), self.threshold)
         elif name in PRESETS and not Path(name).exists():
