@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _label_studio(items: Callable[[], Iterable[Item]], labels: tuple[str, ...], 
 
 def _local_file(image: str) -> str:
     """Where Label Studio serves an image that lies on its own machine; absolute paths are seen from the root."""
-    return f"/data/local-files/?d={quote(Path(image).as_posix().lstrip('/'))}"
+    return f"/data/local-files/?d={quote(os.fsencode(Path(image).as_posix().lstrip('/')))}"
 
 
 def _for_xml(expression: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import time
 import zlib
@@ -144,6 +145,28 @@ def test_names_that_lead_elsewhere(
     assert run.code == 1 and len(run.complaints) == 3
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert written and all(path.parent == tmp_path / "work" / "res" for path in written)
+
+
+def test_names_that_are_no_text(
+    promptris: Command, tmp_path: Path, model_folder: Path, save_noise: Any
+) -> None:
+    """File names are bytes; those that are not UTF-8 come as lone surrogates."""
+    name = b"caf\xe9.png"
+    try:
+        save_noise(tmp_path / "x" / os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    formats = "mask,json,coco,labelstudio"
+    run = promptris("segment", tmp_path / "x", "ring", "--model", model_folder, "--format", formats)
+    assert run.code == 0 and run.records[0]["image"] == str(tmp_path / "x" / os.fsdecode(name))
+    (task,) = json.loads(Path("out/labelstudio.json").read_text())
+    assert task["data"]["image"].endswith("/x/caf%E9.png")
+    again = promptris(
+        "segment", tmp_path / "x", "ring", "--model", model_folder, "--format", formats, "--resume"
+    )
+    assert again.out == run.out and "1 of 1" in again.err
+    line = json.dumps({"image": "\ud800.png", "expressions": ["ring"]})
+    promptris("segment", "-", "--model", model_folder, stdin=line).refused("cannot read")
 
 
 @pytest.mark.parametrize("name", ["nosuchmodel", "no/such/model", "../tiny", "", " ", "a\0b", "x" * 5000])

@@ -136,8 +136,6 @@ def _job_from_line(line: bytes) -> Job:
     expressions = content.get("expressions") if isinstance(content, dict) else None
     if not isinstance(image, str) or not image:
         raise InputError('has no "image" with a path')
-    if problem := _problem_with(image):
-        raise InputError(f'has an "image" that {problem}')
     if not isinstance(expressions, list) or not expressions:
         raise InputError('has no "expressions" with a list of texts')
     for expression in expressions:

@@ -24,7 +24,10 @@ _COLUMNS = ("oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc")
 
 def say(text: str) -> None:
     """One line on stderr."""
-    print(f"promptris: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    line = (
+        " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    )  # names of files need not be text
+    print(f"promptris: {line}", file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, debug: bool, about: str | None = None) -> None:
