@@ -200,3 +200,32 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("clip", "sam"):
         pretrain_tower(name, config, folder, seed=0, resume=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def decode_brush():
+    """Reads Label Studio's run lengths bit by bit."""
+
+    def decode(stream: list[int]) -> list[int]:
+        """The values of a stream, as its format is described: every width is read from the header."""
+        bits = "".join(f"{byte:08b}" for byte in stream)
+        place = 0
+
+        def read(width: int) -> int:
+            nonlocal place
+            place += width
+            assert place <= len(bits)
+            return int(bits[place - width : place], 2)
+
+        count, size = read(32), read(5) + 1
+        widths = [read(4) + 1 for _ in range(4)]
+        values: list[int] = []
+        while len(values) < count:
+            is_run = read(1)
+            length = read(widths[read(2)]) + 1
+            values += [read(size)] * length if is_run else [read(size) for _ in range(length)]
+        assert set(bits[place:]) <= {"0"} and len(bits) - place < 8
+        assert len(values) == count
+        return values
+
+    return decode

@@ -55,6 +55,36 @@ def test_formats_in_their_order_and_once() -> None:
     assert parse_formats(" rle, mask,rle,") == ("rle", "mask")
 
 
+def test_formats_of_a_run_are_left_to_the_run(tmp_path: Path) -> None:
+    formats = parse_formats("coco,rle,labelstudio")
+    writer = PredictionWriter(tmp_path, formats)
+    mask = np.ones((2, 2), dtype=bool)
+    (files,) = writer.write("x.png", np.zeros((2, 2, 3), np.uint8), [prediction(mask)])
+    assert [path.name for path in files] == ["x_01_ring_rle.json"]
+    with pytest.raises(InputError, match=r"'gif': choose from mask, overlay, explain.*coco, labelstudio"):
+        parse_formats("gif")
+
+
+def test_stems_of_other_images_that_are_there_already_are_avoided(tmp_path: Path) -> None:
+    known = {"x": "b/x.png", "x-3": "a/x.png"}
+    writer = PredictionWriter(tmp_path, ["rle"])
+    assert [writer.claim(image, known) for image in ("a/x.png", "b/x.png", "a/x.png")] == ["x-2", "x", "x-3"]
+    writer.keep("Y")
+    assert writer.claim("y.png") == "y-2"
+
+
+@pytest.mark.parametrize(
+    "image", ["../x.png", "../../etc/x", "/etc/x.png", "a/../x.png", "x\\..\\y", "..", "."]
+)
+@pytest.mark.parametrize("expression", ["../../etc/passwd", "/etc/passwd", "..", "a\0b", "C:\\x", "CON"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, image: str, expression: str) -> None:
+    out = tmp_path / "deep" / "out"
+    writer = PredictionWriter(out, ["mask", "rle"])
+    writer.write(image, np.zeros((2, 2, 3), np.uint8), [prediction(np.ones((2, 2), bool), expression)])
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 2 and all(path.parent == out for path in written)
+
+
 def test_polygons_with_a_hole(tmp_path: Path) -> None:
     mask = np.zeros((7, 9), dtype=bool)
     mask[1:6, 1:6] = True

@@ -20,6 +20,7 @@ NAMES = {
     "PromptRISConfig": "promptris.config",
     "PromptRISError": "promptris.errors",
     "load": "promptris.predictor",
+    "to_detections": "promptris.prediction",
 }
 
 

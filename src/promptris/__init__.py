@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from promptris.config import PromptRISConfig
     from promptris.errors import InputError, PromptRISError
     from promptris.modeling.prompt_ris import PromptRIS
-    from promptris.prediction import Explanation, Prediction
+    from promptris.prediction import Explanation, Prediction, to_detections
     from promptris.predictor import Predictor, load
 
     __version__: str
@@ -30,6 +30,7 @@ _HOMES = {
     "PromptRISConfig": "promptris.config",
     "PromptRISError": "promptris.errors",
     "load": "promptris.predictor",
+    "to_detections": "promptris.prediction",
 }
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "PromptRISError",
     "__version__",
     "load",
+    "to_detections",
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 BUILT_IN_MODELS = ("tiny",)
-TINY_NOTE = "the built-in model knows RefShapes scenes only: on a photograph its masks mean nothing"
 ASSETS = Path(__file__).parent / "assets"
 
 TINY_NOTE = "the built-in model knows RefShapes scenes only: on a photograph its masks mean nothing"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -56,6 +58,21 @@ _TURNS: dict[Any, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda stored: stored[::-1, ::-1].T,
     8: lambda stored: stored.T[::-1],
 }
+
+
+_one_at_a_time = Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: of large images, which are dealt with here, and of damaged EXIF.
+
+    The filters belong to the whole process; threads that set and restore them across each other would leave them
+    changed for good.
+    """
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint8]:
@@ -158,8 +175,7 @@ def _decode(
 def _read_header(file: BinaryIO, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     """The image with nothing of it decoded yet."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are dealt with here, and damaged EXIF
+        with _quiet():
             opened = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
         raise TooManyPixelsError(
@@ -232,8 +248,7 @@ def _from_pillow(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def _orientation(image: Image.Image) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF raises almost anything, and the picture is whole without it
         return 1

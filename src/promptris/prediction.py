@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from promptris.config import PromptName
+from promptris.errors import InputError, MissingExtraError
 from promptris.images import ImageLike, load_image
 from promptris.ops.masks import mask_bbox
 from promptris.ops.polygons import mask_to_polygons
 from promptris.ops.run_lengths import mask_to_rle
 from promptris.visualize import heat_map, overlay, panel
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 Click = tuple[float, float, int]
 """x, y in the image's own pixels, and 1 (part of the referent) or 0 (not part of it)."""
@@ -62,6 +67,43 @@ class Prediction:
     def overlay(self, image: ImageLike) -> Image.Image:
         """The image with the mask laid over it and the point marked."""
         return overlay(load_image(image), self.mask, point=self.point)
+
+    def to_detections(self) -> Detections:
+        """One detection of `supervision`; see the function of this name."""
+        return to_detections([self])
+
+
+def to_detections(predictions: Sequence[Prediction]) -> Detections:
+    """Predictions about one image for `supervision`, whose annotators, filters and sinks take them.
+
+    Returns:
+        `supervision.Detections` in the order of the predictions: xyxy [N, 4] in pixels, mask bool [N, H, W],
+        confidence [N], class_id [N] (equal expressions have equal numbers, the first one 0) and
+        `data["expression"]`. An expression that nothing was found for stays, with an empty mask and a box of 0.
+
+    Raises:
+        MissingExtraError: when supervision is not installed.
+        InputError: when the masks have different sizes and so belong to different images.
+    """
+    try:
+        from supervision import Detections
+    except ImportError as error:
+        raise MissingExtraError("supervision", "supervision") from error
+    if not predictions:
+        return Detections.empty()
+    sizes = {prediction.mask.shape for prediction in predictions}
+    if len(sizes) > 1:
+        raise InputError(f"detections belong to one image, but the masks have {len(sizes)} different sizes")
+    texts = [prediction.expression for prediction in predictions]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    corners = [(x, y, x + wide, y + high) for x, y, wide, high in (p.bbox for p in predictions)]
+    return Detections(
+        xyxy=np.array(corners, dtype=np.float32),
+        mask=np.stack([prediction.mask for prediction in predictions]),
+        confidence=np.array([prediction.score for prediction in predictions], dtype=np.float32),
+        class_id=np.array([numbers[text] for text in texts]),
+        data={"expression": texts},
+    )
 
 
 @dataclass(frozen=True)

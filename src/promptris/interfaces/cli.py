@@ -17,25 +17,22 @@ import typer
 
 from promptris.errors import InputError
 from promptris.interfaces.ablate import ablate_command
-from promptris.interfaces.arguments import Clip, Device, Dtype, Engine, Method, Model, Prompts, Sam, Threshold
+from promptris.interfaces.arguments import Clip, Device, Model, Sam
 from promptris.interfaces.bench import bench_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
 from promptris.interfaces.evaluate import evaluate_command
 from promptris.interfaces.export import app as export_app
-from promptris.interfaces.methods import choose_method
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import (
     TRAIN_DEVICES,
-    check_threshold,
-    parse_clicks,
-    parse_prompts,
     parse_splits,
     require_extra,
 )
 from promptris.interfaces.pictures import curves_command, figure_command, gallery_command
-from promptris.interfaces.serve import serve_command
 from promptris.interfaces.push import push_command
+from promptris.interfaces.segment import segment_command
+from promptris.interfaces.serve import serve_command
 from promptris.interfaces.terminal import (
     metrics_table,
     new_table,
@@ -59,6 +56,7 @@ data_app.command("describe")(describe_command)
 data_app.command("sheet")(sheet_command)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
+app.command("segment")(segment_command)
 app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
@@ -89,60 +87,6 @@ def common(
     ] = False,
 ) -> None:
     """Options of every command. --debug is for the help only: `main` takes it out, wherever it stands."""
-
-
-@app.command("segment")
-def segment_command(
-    context: typer.Context,
-    image: Annotated[
-        str,
-        typer.Argument(
-            help="Image file, folder, glob in quotes, or '-' for JSON lines "
-            '{"image": ..., "expressions": [...]} on standard input.',
-        ),
-    ],
-    expressions: Annotated[
-        list[str] | None,
-        typer.Argument(help="What to segment, each in quotes."),
-    ] = None,
-    model: Model = None,
-    method: Method = "prompts",
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights",
-            help="Build the size named by --model (vit-b, vit-b-32, vit-l, vit-h, refshapes) with random "
-            "weights; the masks mean nothing.",
-        ),
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
-    formats: Annotated[
-        str, typer.Option("--format", help="Comma list of mask, overlay, rle, polygon, json.")
-    ] = "mask,overlay",
-    point: Annotated[
-        list[str] | None,
-        typer.Option(help="X,Y,LABEL: a click in pixels, 1 on the referent or 0 beside it; repeatable."),
-    ] = None,
-    prompts: Prompts = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threshold: Threshold = 0.5,
-    clip: Clip = None,
-    sam: Sam = None,
-    engine: Engine = "auto",
-) -> int:
-    """Segment what expressions refer to, in one image or many.
-
-    Prints one JSON line per image and expression: image, expression, score, area, bbox [x, y, w, h], point
-    [x, y], files.
-    """
-    from promptris.interfaces.segment import Question, segment
-    from promptris.outputs import parse_formats
-
-    named = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam, engine)
-    choice = choose_method(method, named, prompts=prompts, points=point)
-    question = Question(parse_clicks(point or []), parse_prompts(prompts), bool(context.obj))
-    return segment(image, expressions or [], choice, out, parse_formats(formats), question)
 
 
 @app.command("refshapes")

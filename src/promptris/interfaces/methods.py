@@ -37,6 +37,11 @@ class ProposalChoice:
         return self.choice.note
 
     @property
+    def built_in(self) -> bool:
+        """Whether these are the towers of the built-in model, which knows RefShapes only."""
+        return not self._by_towers and self.choice.built_in
+
+    @property
     def shown_name(self) -> str:
         """The name for people."""
         towers = f"{self.choice.clip} and {self.choice.sam}" if self._by_towers else self.choice.shown_name
@@ -71,7 +76,12 @@ class ProposalChoice:
 
 
 def choose_method(
-    method: str, choice: ModelChoice, prompts: str | None = None, points: Sequence[str] | None = None
+    method: str,
+    choice: ModelChoice,
+    prompts: str | None = None,
+    points: Sequence[str] | None = None,
+    box: str | None = None,
+    explain: bool = False,
 ) -> ModelChoice | ProposalChoice:
     """The choice of a model for a method, "prompts" or "proposals".
 
@@ -82,7 +92,8 @@ def choose_method(
         raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
     if method == "prompts":
         return choice
-    for option, value in (("--prompts", prompts), ("--point", points)):
+    given = {"--prompts": prompts, "--point": points, "--box": box, "--format explain": explain}
+    for option, value in given.items():
         if value:
             raise InputError(f"{option} is for the model's prompts, which --method proposals does not use")
     return ProposalChoice(choice)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from promptris.builtin_models import builtin_folder
 from promptris.errors import InputError
 from promptris.interfaces.terminal import say
 
@@ -45,8 +46,16 @@ class ModelChoice:
     @property
     def shown_name(self) -> str:
         """The name for people."""
-        name = self.name or DEFAULT_MODEL
-        return f"{name} with random weights" if self.random else name
+        return f"{self._name} with random weights" if self.random else self._name
+
+    @property
+    def _name(self) -> str:
+        return DEFAULT_MODEL if self.name is None else self.name
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is the built-in model, which knows RefShapes only."""
+        return not self.random and builtin_folder(self._name) is not None
 
     @property
     def note(self) -> str | None:
@@ -67,6 +76,8 @@ class ModelChoice:
             InputError: when there is no such model or device.
         """
         self.check()
+        if not self._name.strip():
+            raise InputError(f"--model is empty: leave it out for the built-in model, {DEFAULT_MODEL}")
 
         from promptris.engines.choice import choose_engine
         from promptris.modeling.build import build_random
@@ -75,7 +86,7 @@ class ModelChoice:
         from promptris.placement import pick_device
         from promptris.predictor import prepare
 
-        name = self.name or DEFAULT_MODEL
+        name = self._name
         engine = choose_engine(self.engine, pick_device(self.device))
         if self.random:
             model = build_random(name)

@@ -31,6 +31,19 @@ def parse_clicks(texts: Sequence[str]) -> list[tuple[float, float, int]]:
     return clicks
 
 
+def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """A box from "X,Y,WIDTH,HEIGHT"; None stays None, and whether it lies inside the image is seen later."""
+    if text is None:
+        return None
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--box {text!r} is not X,Y,WIDTH,HEIGHT in pixels, for example 40,30,120,80"
+        ) from None
+    return x, y, width, height
+
+
 def parse_prompts(text: str | None) -> tuple[PromptName, ...] | None:
     """SAM prompts from a comma list; None stays None, which means the model's own."""
     if text is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import ipaddress
 import os
 import signal
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptris.builtin_models import TINY_NOTE
 from promptris.errors import InputError
-from promptris.interfaces.arguments import Clip, Device, Dtype, Model, Sam, Threshold
+from promptris.interfaces.arguments import Clip, Device, Dtype, Engine, Model, Sam, Threshold
 from promptris.interfaces.models import ModelChoice
 from promptris.interfaces.options import check_threshold, require_extra
 from promptris.interfaces.terminal import say
@@ -45,6 +45,7 @@ def serve_command(
     threshold: Threshold = 0.5,
     clip: Clip = None,
     sam: Sam = None,
+    engine: Engine = "auto",
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model on a CPU.  [default: torch's own]")
     ] = None,
@@ -79,7 +80,7 @@ def serve_command(
     require_extra("serve")
     from promptris.serving.settings import ServerSettings
 
-    choice = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam)
+    choice = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam, engine)
     settings = ServerSettings(
         model_name=choice.shown_name,
         note=_note(choice),
@@ -161,26 +162,18 @@ def _serve(
 
 
 def _with_page(app: FastAPI, predictor: Predictor, settings: ServerSettings) -> FastAPI:
-    """The application with the web page at /, where there is one."""
-    if importlib.util.find_spec("promptris.interfaces.web") is None:
-        return app
+    """The application with the web page at /."""
     if settings.api_key is not None:
         say("note: the web page cannot show an API key, so it is left out; REST is served")
         return app
-    # The one place where the page is connected.
-    web = importlib.import_module("promptris.interfaces.web")
-    with_page: FastAPI = web.mount_page(app, predictor, settings.note)
-    return with_page
+    from promptris.interfaces.web import mount_page
+
+    return mount_page(app, predictor, settings.note)
 
 
 def _note(choice: ModelChoice) -> str | None:
     """What is said with every answer."""
-    from promptris.builtin_models import TINY_NOTE, builtin_folder
-    from promptris.interfaces.models import DEFAULT_MODEL
-
-    if choice.note is not None:
-        return choice.note
-    return None if builtin_folder(choice.name or DEFAULT_MODEL) is None else TINY_NOTE
+    return TINY_NOTE if choice.built_in else choice.note
 
 
 def _is_loopback(host: str) -> bool:

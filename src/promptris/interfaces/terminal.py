@@ -24,7 +24,10 @@ _COLUMNS = ("oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "ImgAcc", "InstAcc")
 
 def say(text: str) -> None:
     """One line on stderr."""
-    print(f"promptris: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    line = (
+        " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    )  # names of files need not be text
+    print(f"promptris: {line}", file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, debug: bool, about: str | None = None) -> None:
@@ -145,9 +148,9 @@ def no_progress(done: int, total: int) -> None:
 
 @contextmanager
 def progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the block runs; it is told (done, in all).
+    """A bar on stderr while the block runs, with what is done and the time left; it is told (done, in all).
 
-    There is none when stderr is no terminal.
+    In all is 0 where the end is not known. There is no bar when stderr is no terminal.
     """
     if not sys.stderr.isatty():
         yield no_progress
@@ -159,4 +162,4 @@ def progress(task: str) -> Iterator[Callable[[int, int], None]]:
     # rich would send what goes to stdout to this console, away from a file or a pipe.
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as bar:
         number = bar.add_task(task, total=None)
-        yield lambda done, total: bar.update(number, completed=done, total=total)
+        yield lambda done, total: bar.update(number, completed=done, total=total or None)

@@ -192,11 +192,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _find_folder(name: str | Path, revision: str | None) -> Path:
     folder = builtin_folder(name) or Path(name)
-    if folder.is_dir():
-        if revision is not None:
-            raise InputError(f"{name} lies on this machine and has no revision {revision!r}: leave it out")
-        return folder
-    if folder.exists():
+    try:
+        if folder.is_dir():
+            if revision is not None:
+                raise InputError(
+                    f"{name} lies on this machine and has no revision {revision!r}: leave it out"
+                )
+            return folder
+        is_file = folder.exists()
+    except (OSError, ValueError) as error:  # no name that a file could have
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"there can be no model folder {str(name)[:80]!r}: {reason}") from error
+    if is_file:
         raise InputError(f"{name} is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if not is_hub_id(str(name)):
         raise InputError(

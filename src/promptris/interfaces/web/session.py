@@ -13,7 +13,7 @@ from PIL import Image
 
 from promptris.config import PromptName, check_prompt_names
 from promptris.errors import InputError
-from promptris.outputs import summary
+from promptris.outputs import told
 from promptris.prediction import Box, Click, Explanation
 from promptris.predictor import ImagePredictor, Predictor
 from promptris.processing import ImageLike, check_expression, load_image
@@ -194,7 +194,8 @@ def _kept(picture: Picture, explanation: Explanation, marks: tuple[Mark, ...]) -
     mask_image(prediction.mask).save(buffer, format="PNG")
     return Answer(
         facts={
-            **summary(picture.name, prediction),
+            "image": picture.name,
+            **told(prediction),
             "size": [height, width],
             "segmentation": prediction.to_rle(),
         },
