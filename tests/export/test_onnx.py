@@ -1,4 +1,4 @@
-"""The built-in model as ONNX: graphs, manifest, command and torch-free script. It is exported once, by the command."""
+"""The built-in model as ONNX, exported once, by the command: graphs, manifest, script without torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ from promptris.export.graphs import PROMPTED_CLIP, PROMPTED_DECODER, SAM_ENCODER
 from promptris.export.onnx import export_onnx, onnx_runner
 from promptris.interfaces.cli import main
 from promptris.modeling.sam_prompts import Corrections
-from promptris.structures import ImageBatch
+from promptris.structures import ExpressionBatch, ImageBatch
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_segment.py"
 
@@ -77,9 +78,12 @@ def test_the_command_tells_what_it_has_written(exported):
 
 def test_the_manifest_describes_the_graphs(exported, manifest):
     assert manifest["runtime"]["opset"] == 18
-    types = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8"}
-    import onnxruntime
-
+    types = {
+        "tensor(float)": "float32",
+        "tensor(int64)": "int64",
+        "tensor(bool)": "bool",
+        "tensor(uint8)": "uint8",
+    }
     for graph in manifest["graphs"].values():
         path = exported.folder / graph["file"]
         onnx.checker.check_model(path)
@@ -132,8 +136,6 @@ def test_any_prompts(predictor, graphs, prompts):
             "labels": np.array([[1, 2, 3]] * 2),
         }
     )
-    from promptris.structures import ExpressionBatch
-
     pixels = ImageBatch(
         torch.from_numpy(clip["clip_pixels"]), torch.from_numpy(question.inputs[SAM_ENCODER]["sam_pixels"])
     )
@@ -227,7 +229,11 @@ def test_the_script_as_a_command(predictor, exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("image", "expression", "word"),
-    [("scene.png", " ", "empty"), ("nothing.png", "the star", "nothing.png"), ("text.png", "the star", "text.png")],
+    [
+        ("scene.png", " ", "empty"),
+        ("nothing.png", "the star", "nothing.png"),
+        ("text.png", "the star", "text.png"),
+    ],
 )
 def test_the_script_says_what_is_wrong(exported, tmp_path, image, expression, word):
     Image.new("RGB", (8, 8)).save(tmp_path / "scene.png")
@@ -247,7 +253,11 @@ for texts in json.loads(sys.argv[2]):
     ids, there = segmenter.tokens(texts)
     print(json.dumps([ids.tolist(), there.tolist()]))
 """
-    batches = [["the red circle"], ["a", "the Star left of the small blue square!", "ÄÖ 星 🙂"], ["word " * 80, "the ring"]]
+    batches = [
+        ["the red circle"],
+        ["a", "the Star left of the small blue square!", "ÄÖ 星 🙂"],
+        ["word " * 80, "the ring"],
+    ]
     done = run_script(exported.folder, json.dumps(batches), code=code)
     assert done.returncode == 0, done.stderr
     for texts, line in zip(batches, done.stdout.splitlines(), strict=True):
@@ -259,7 +269,10 @@ for texts in json.loads(sys.argv[2]):
 # ------------------------------------------------------------------------------------------- what can go wrong
 
 
-def test_relative_positions_and_windows_that_stick_out(make_model, make_sam, tmp_path, without_shape_checks, monkeypatch):
+@pytest.mark.slow
+def test_relative_positions_and_windows_that_stick_out(
+    make_model, make_sam, tmp_path, without_shape_checks, monkeypatch
+):
     """As SAM's published encoders have them, their queries in several parts."""
     from promptris.modeling import relative_attention
 
@@ -284,7 +297,9 @@ def test_graphs_that_differ_are_not_kept(small_model, tmp_path, monkeypatch):
         path.write_bytes(b"")
 
     def wrong(path):
-        return lambda inputs: {"sam_embeddings": np.zeros((len(inputs["sam_pixels"]), 64, 16, 16), np.float32)}
+        return lambda inputs: {
+            "sam_embeddings": np.zeros((len(inputs["sam_pixels"]), 64, 16, 16), np.float32)
+        }
 
     monkeypatch.setattr(onnx_export, "_write", copy)
     monkeypatch.setattr(onnx_export, "onnx_runner", wrong)
@@ -298,7 +313,7 @@ def test_what_cannot_be_recorded_is_one_sentence(small_model, tmp_path, monkeypa
         raise RuntimeError("no such operator\nand many more lines")
 
     monkeypatch.setattr(SamEncoder, "forward", fail)
-    with pytest.raises(ExportError, match="sam_encoder cannot be made an ONNX graph: no such operator$"):
+    with pytest.raises(ExportError, match=r"sam_encoder cannot be made an ONNX graph: no such operator$"):
         export_onnx(small_model, tmp_path / "export", "small")
     assert list(tmp_path.iterdir()) == []
 
@@ -317,7 +332,9 @@ def test_full_size(tmp_path):
     """The paper's size with random weights, in a process of its own: 1.1 GB of weights."""
     command = ["export", "onnx", "--model", "vit-b", "--random-weights", "--out", str(tmp_path / "vit-b")]
     program = f"from promptris.interfaces.cli import main; raise SystemExit(main({command!r}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ)
+    )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "vit-b" / "export.json").read_text())
     assert manifest["images"]["sam_pixels"]["size"] == 1024
