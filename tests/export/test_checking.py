@@ -57,7 +57,9 @@ def test_small_differences_are_told_and_large_ones_refused(graphs, questions):
         return answering(questions, graph, change)
 
     assert compare(graph, off_by(1e-4), questions) == pytest.approx(1e-4, rel=0.05)
-    with pytest.raises(ExportError, match="prompted_decoder does not compute .* mask_logits is off by 0.01 "):
+    with pytest.raises(
+        ExportError, match=r"prompted_decoder does not compute .* mask_logits is off by 0.01 "
+    ):
         compare(graph, off_by(1e-2), questions)
     with pytest.raises(ExportError, match="mask_logits is off by nan"):
         compare(graph, off_by(np.nan), questions)

@@ -1,4 +1,4 @@
-"""The built-in model as ONNX: graphs, manifest, command and torch-free script. It is exported once, by the command."""
+"""The built-in model as ONNX, exported once, by the command: graphs, manifest, script without torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ from promptris.export.graphs import PROMPTED_CLIP, PROMPTED_DECODER, SAM_ENCODER
 from promptris.export.onnx import export_onnx, onnx_runner
 from promptris.interfaces.cli import main
 from promptris.modeling.sam_prompts import Corrections
-from promptris.structures import ImageBatch
+from promptris.structures import ExpressionBatch, ImageBatch
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_segment.py"
 
@@ -83,8 +84,6 @@ def test_the_manifest_describes_the_graphs(exported, manifest):
         "tensor(bool)": "bool",
         "tensor(uint8)": "uint8",
     }
-    import onnxruntime
-
     for graph in manifest["graphs"].values():
         path = exported.folder / graph["file"]
         onnx.checker.check_model(path)
@@ -137,8 +136,6 @@ def test_any_prompts(predictor, graphs, prompts):
             "labels": np.array([[1, 2, 3]] * 2),
         }
     )
-    from promptris.structures import ExpressionBatch
-
     pixels = ImageBatch(
         torch.from_numpy(clip["clip_pixels"]), torch.from_numpy(question.inputs[SAM_ENCODER]["sam_pixels"])
     )
@@ -272,6 +269,7 @@ for texts in json.loads(sys.argv[2]):
 # ------------------------------------------------------------------------------------------- what can go wrong
 
 
+@pytest.mark.slow
 def test_relative_positions_and_windows_that_stick_out(
     make_model, make_sam, tmp_path, without_shape_checks, monkeypatch
 ):
@@ -315,7 +313,7 @@ def test_what_cannot_be_recorded_is_one_sentence(small_model, tmp_path, monkeypa
         raise RuntimeError("no such operator\nand many more lines")
 
     monkeypatch.setattr(SamEncoder, "forward", fail)
-    with pytest.raises(ExportError, match="sam_encoder cannot be made an ONNX graph: no such operator$"):
+    with pytest.raises(ExportError, match=r"sam_encoder cannot be made an ONNX graph: no such operator$"):
         export_onnx(small_model, tmp_path / "export", "small")
     assert list(tmp_path.iterdir()) == []
 

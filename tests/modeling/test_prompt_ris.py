@@ -166,6 +166,27 @@ def test_a_box_joins_them_as_sam_takes_it(model, features, names, clicks):
     close(output.predicted_iou, iou)
 
 
+@torch.no_grad()
+def test_a_box_may_be_two_points_and_a_point_may_be_absent(model, features):
+    """So that one batch holds any mixture of clicks and boxes."""
+    draw = torch.Generator().manual_seed(5)
+    click, corners = torch.rand(4, 1, 2, generator=draw), torch.rand(4, 2, 2, generator=draw)
+    ones = torch.ones(4, 1, dtype=torch.long)
+    expected = [
+        model(features, make_expressions(), corrections=Corrections(click, ones, corners)),
+        model(features, make_expressions(), corrections=Corrections(click, ones)),
+        model(features, make_expressions(), corrections=Corrections(corners[:, :0], ones[:, :0], corners)),
+        model(features, make_expressions()),
+    ]
+    labels = torch.tensor([[1, 2, 3], [1, -1, -1], [-1, 2, 3], [-1, -1, -1]])
+    mixed = model(
+        features, make_expressions(), corrections=Corrections(torch.cat([click, corners], dim=1), labels)
+    )
+    for row, output in enumerate(expected):
+        close(mixed.mask_logits[row], output.mask_logits[row])
+        close(mixed.predicted_iou[row], output.predicted_iou[row])
+
+
 @pytest.mark.parametrize("sample", [False, True])
 @torch.no_grad()
 def test_equation_4_with_text_through_transformers_mask_decoder(model, features, sample):
