@@ -273,10 +273,11 @@ for texts in json.loads(sys.argv[2]):
 def test_relative_positions_and_windows_that_stick_out(
     make_model, make_sam, tmp_path, without_shape_checks, monkeypatch
 ):
-    """As SAM's published encoders have them, their queries in several parts."""
+    """As SAM's published encoders have them: queries in several parts, weights in a file of their own."""
     from promptris.modeling import relative_attention
 
     monkeypatch.setattr(relative_attention, "PLAIN_ROWS", 24)
+    monkeypatch.setattr(onnx_export, "IN_ONE_FILE", 0)
     sam = make_sam(use_rel_pos=True)
     for layer in sam.vision_encoder.layers:
         if layer.window_size:
@@ -288,6 +289,8 @@ def test_relative_positions_and_windows_that_stick_out(
     assert isinstance(graph.module, SamEncoder)
     with without_shape_checks():
         onnx_export._write(graph, tmp_path / "graph.onnx", 18)
+    weights = 4 * sum(weight.numel() for weight in sam.vision_encoder.parameters())
+    assert (tmp_path / "graph.onnx.data").stat().st_size > 0.9 * weights
     question = ask_model(model, {"images": 3, "expressions": 1, "tokens": 3, "clicks": 0}, seed=0)
     assert compare(graph, onnx_runner(tmp_path / "graph.onnx"), [question]) < 1e-5
 

@@ -18,6 +18,8 @@ def test_a_program_is_saved_loaded_and_run_at_any_size(small_model, tmp_path, wi
     graph = next(graph for graph in graphs_of(small_model) if graph.name == SAM_ENCODER)
     with without_shape_checks():
         _write(graph, tmp_path / "graph.pt2", compiled=False)
+    weights = 4 * sum(weight.numel() for weight in small_model.sam.sam.vision_encoder.parameters())
+    assert (tmp_path / "graph.pt2").stat().st_size < 1.5 * weights + 1_000_000
     run = torch_runner(graph, tmp_path / "graph.pt2", compiled=False)
     for images in (1, 3):
         sizes = {"images": images, "expressions": 1, "tokens": 3, "clicks": 0}

@@ -6,9 +6,10 @@ expressions about any of the images.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -30,6 +31,9 @@ DIMENSIONS = {
     "clicks": "of the expression with most of them; may be 0",
 }
 """Sizes that are chosen at every call."""
+
+_SAMS_OTHER_PARTS = ("prompt_encoder", "mask_decoder", "shared_image_embedding")
+Part = TypeVar("Part", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,14 @@ def graphs_of(model: PromptRIS) -> tuple[Graph, ...]:
     return (
         Graph(
             SAM_ENCODER,
-            SamEncoder(model).eval(),
+            SamEncoder(model),
             (TensorSpec("sam_pixels", "uint8", ("images", 3, sam.image_size, sam.image_size)),),
             (embeddings,),
             longest,
         ),
         Graph(
             PROMPTED_CLIP,
-            PromptedClip(model).eval(),
+            PromptedClip(model),
             (
                 TensorSpec("clip_pixels", "uint8", ("images", 3, side, side)),
                 TensorSpec("input_ids", "int64", ("expressions", "tokens")),
@@ -121,7 +125,7 @@ def graphs_of(model: PromptRIS) -> tuple[Graph, ...]:
         ),
         Graph(
             PROMPTED_DECODER,
-            PromptedDecoder(model).eval(),
+            PromptedDecoder(model),
             (
                 embeddings,
                 response,
@@ -140,6 +144,24 @@ def graphs_of(model: PromptRIS) -> tuple[Graph, ...]:
             longest,
         ),
     )
+
+
+def _without(module: Part, *paths: str) -> Part:
+    """The module without some of those inside it: a recorded program keeps every weight it can reach.
+
+    All others are shared with the original.
+    """
+    part = copy.copy(module)
+    part._modules = dict(module._modules)
+    for path in paths:
+        name, _, rest = path.partition(".")
+        if rest:
+            inner = part._modules[name]
+            assert inner is not None
+            part._modules[name] = _without(inner, rest)
+        else:
+            del part._modules[name]
+    return part
 
 
 class Normalisation(nn.Module):
@@ -165,7 +187,7 @@ class SamEncoder(nn.Module):
     def __init__(self, model: PromptRIS) -> None:
         super().__init__()
         self.normalisation = Normalisation(SAM_MEAN, SAM_STD)
-        self.sam = model.sam
+        self.sam = _without(model.sam, *(f"sam.{part}" for part in _SAMS_OTHER_PARTS))
 
     def forward(self, sam_pixels: UInt8[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
         """F_IS."""
@@ -178,7 +200,10 @@ class PromptedClip(nn.Module):
     def __init__(self, model: PromptRIS) -> None:
         super().__init__()
         self.normalisation = Normalisation(CLIP_MEAN, CLIP_STD)
-        self.model = model
+        sams = (f"sam.sam.{part}" for part in ("vision_encoder", *_SAMS_OTHER_PARTS))
+        self.model = _without(
+            model, "text_prompter", "clip.clip.visual_projection", "clip.clip.text_projection", *sams
+        )
 
     def forward(
         self,
@@ -197,7 +222,7 @@ class PromptedDecoder(nn.Module):
 
     def __init__(self, model: PromptRIS) -> None:
         super().__init__()
-        self.model = model
+        self.model = _without(model, "clip", "prompting", "decoder", "sam.sam.vision_encoder")
 
     def forward(
         self,
