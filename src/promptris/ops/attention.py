@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptris.ops.onednn import fits_onednn, onednn_product, onednn_product_plus
+from promptris.ops.onednn import fits_onednn, onednn_product
 
 SCORES = 2_097_152
 """Scores that are held at once: about what fits a processor's cache (8 MiB in float32)."""
@@ -52,25 +52,58 @@ def attend_by_rows(
 
     Scores stay in the processor's cache, and torch's own products are slower on some processors.
     """
-    groups, count, width = q.shape
-    keys = k.shape[1]
-    rows = max(1, min(count, SCORES // keys))
     out = torch.empty_like(q)
+    factor = q.shape[2] ** -0.5 if scale is None else scale
+    if q.dtype == torch.bfloat16:
+        _in_half_precision(q, k * factor, v, make_bias, out)
+    else:
+        _in_single_precision(q, k * factor, v, make_bias, out)
+    return out
+
+
+def _in_single_precision(q: Tensor, k: Tensor, v: Tensor, make_bias: MakeBias | None, out: Tensor) -> None:
+    (groups, count, _), keys = q.shape, k.shape[1]
+    rows = max(1, min(count, SCORES // keys))
     weights = q.new_empty(rows, keys)
     biases = weights if make_bias is None else torch.empty_like(weights)
-    factor = width**-0.5 if scale is None else scale
     for group in range(groups):
-        scaled, values = k[group] * factor, v[group].t().contiguous()
+        values = v[group].t().contiguous()
         for row in range(0, count, rows):
             part = slice(row, row + rows)
             queries = q[group, part]
-            here = weights[: len(queries)]
-            if make_bias is None:
-                scores = onednn_product(queries, scaled)
-            else:
-                bias = biases[: len(queries)]
+            here, bias = weights[: len(queries)], biases[: len(queries)]
+            scores = onednn_product(queries, k[group])
+            if make_bias is not None:
                 make_bias(bias, group, part)
-                scores = onednn_product_plus(queries, scaled, bias)
+                scores += bias
             torch.softmax(scores, dim=-1, out=here)
             out[group, part] = onednn_product(here, values)
-    return out
+
+
+def _in_half_precision(q: Tensor, k: Tensor, v: Tensor, make_bias: MakeBias | None, out: Tensor) -> None:
+    """torch's own products, which are oneDNN's here: several groups at once, into memory that is there."""
+    (groups, count, _), keys = q.shape, k.shape[1]
+    if make_bias is None and count * keys <= SCORES:
+        together = max(1, min(groups, SCORES // (count * keys)))
+        scores, weights = (q.new_empty(together, count, keys) for _ in range(2))
+        for group in range(0, groups, together):
+            some = slice(group, group + together)
+            number = len(q[some])
+            torch.bmm(q[some], k[some].transpose(1, 2), out=scores[:number])
+            torch.softmax(scores[:number], dim=-1, out=weights[:number])
+            torch.bmm(weights[:number], v[some], out=out[some])
+        return
+    rows = max(1, min(count, SCORES // keys))
+    scores, weights = (q.new_empty(rows, keys) for _ in range(2))
+    for group in range(groups):
+        for row in range(0, count, rows):
+            part = slice(row, row + rows)
+            queries = q[group, part]
+            here, result = scores[: len(queries)], weights[: len(queries)]
+            if make_bias is None:
+                torch.mm(queries, k[group].t(), out=here)
+            else:  # the sum of product and bias is rounded once
+                make_bias(here, group, part)
+                torch.addmm(here, queries, k[group].t(), out=here)
+            torch.softmax(here, dim=-1, out=result)
+            torch.mm(result, v[group], out=out[group, part])

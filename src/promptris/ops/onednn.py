@@ -149,15 +149,6 @@ def _product(
     return result
 
 
-def onednn_product_plus(
-    x: Float[Tensor, "N D_i"], weight: Float[Tensor, "D_o D_i"], addend: Float[Tensor, "N D_o"]
-) -> Float[Tensor, "N D_o"]:
-    """x weight^T + addend, for what `onednn_product` takes; the addend's memory may be used for it."""
-    if x.dtype == torch.bfloat16:  # rounded once, and torch's own products are as fast
-        return torch.addmm(addend, x, weight.t(), out=addend)
-    return _product(x, weight, None).add_(addend)
-
-
 def takes_layers_by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether a linear layer may be computed by `onednn_product`: nothing is learnt, and the types agree."""
     return (
