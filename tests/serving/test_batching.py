@@ -70,8 +70,8 @@ def test_together_as_one_by_one(batcher, gate, predictor, scenes, prepared):
     assert batcher.waiting == 10 and batcher.expected_wait == 0
     gate.set()
     answers = [future.result(20) for future in futures]
-    # Ten questions, one batch, four images: each is encoded once.
-    assert batcher.sizes == [1, 10] and gate.encoded == [1, 4] and batcher.expected_wait > 0
+    # Ten questions, batches of powers of two, four images: each is encoded once in a batch.
+    assert batcher.sizes == [1, 8, 2] and gate.encoded == [1, 4, 2] and batcher.expected_wait > 0
     for question, answer, number in zip(questions, answers, range(10), strict=True):
         alone = predictor.set_image(scenes[number % 4].pixels)
         guidance = question.guidance
@@ -155,14 +155,14 @@ def test_late_and_unwanted_questions_cost_nothing(batcher, gate, prepared):
 
 def test_batches_are_bounded_by_requests_and_by_masks(predictor, gate, scenes, prepared, monkeypatch):
     sizes = []
-    batcher = Batcher(predictor, together=3, observe=sizes.append)
+    batcher = Batcher(predictor, together=4, observe=sizes.append)
     batcher.submit(Question(prepared[0]), soon())
     time.sleep(0.2)
     questions = [Question(prepared[0], scenes[0].expressions[:2])] * 5
     futures = [batcher.submit(question, soon()) for question in questions]
     gate.set()
     assert all(len(future.result(20).predictions) == 2 for future in futures)
-    assert sizes == [1, 3, 2]
+    assert sizes == [1, 4, 1]
     monkeypatch.setattr(batching, "MASK_PIXELS", 5 * 128 * 128)
     gate.clear()
     futures = [batcher.submit(question, soon()) for question in questions]

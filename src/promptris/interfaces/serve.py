@@ -130,6 +130,8 @@ def _serve(
     import uvicorn
 
     signal.signal(signal.SIGTERM, _end_at_once)
+    # oneDNN keeps what it has prepared for every shape of a batch; a thousand such things are hundreds of megabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     if threads is not None:
         import torch
 

@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,7 @@ class Batcher:
         self.together = usual_batch(predictor) if together is None else together
         self._observe = observe
         self._queue: queue.Queue[_Job | None] = queue.Queue(waiting)
+        self._backlog: deque[_Job] = deque()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._seconds_each = 0.0
@@ -156,8 +158,8 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Questions in the queue."""
-        return self._queue.qsize()
+        """Questions that wait for their turn."""
+        return self._queue.qsize() + len(self._backlog)
 
     @property
     def expected_wait(self) -> float:
@@ -179,32 +181,36 @@ class Batcher:
                 self._thread.start()
 
     def _work(self) -> None:
-        held: _Job | None = None
-        while True:
-            first = held or self._queue.get()
-            if first is None:
-                return
-            batch, held, end = self._gather(first)
-            self._run_batch(batch)
-            del first, batch  # nothing of it is kept while waiting for the next
-            if end:
-                return
+        goes_on = True
+        while goes_on or self._backlog:
+            if not self._backlog:
+                goes_on = self._next()
+            while goes_on and len(self._backlog) < self.together and not self._queue.empty():
+                goes_on = self._next()
+            if self._backlog:
+                self._run_batch(self._take())
 
-    def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None, bool]:
-        """A batch; the job that did not fit into it any more; whether the end has come."""
-        batch, pixels = [first], first.question.mask_pixels
-        while len(batch) < self.together:
-            try:
-                job = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:
-                return batch, None, True
-            pixels += job.question.mask_pixels
+    def _next(self) -> bool:
+        """Move a question from the queue to the backlog, waiting for one; False when the end has come instead."""
+        job = self._queue.get()
+        if job is not None:
+            self._backlog.append(job)
+        return job is not None
+
+    def _take(self) -> list[_Job]:
+        """The next batch, whose size is a power of two.
+
+        oneDNN and the allocator keep memory for every shape they have met: sizes at will would have it grow for long.
+        """
+        count = 1 << (min(len(self._backlog), self.together).bit_length() - 1)
+        batch = [self._backlog.popleft()]
+        pixels = batch[0].question.mask_pixels
+        while len(batch) < count:
+            pixels += self._backlog[0].question.mask_pixels
             if pixels > MASK_PIXELS:
-                return batch, job, False
-            batch.append(job)
-        return batch, None, False
+                break
+            batch.append(self._backlog.popleft())
+        return batch
 
     def _run_batch(self, batch: list[_Job]) -> None:
         jobs = [job for job in batch if job.begin()]
