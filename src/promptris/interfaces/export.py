@@ -45,9 +45,9 @@ def onnx_command(
     clip: Clip = None,
     sam: Sam = None,
 ) -> int:
-    """Write three ONNX graphs (SAM's image encoder, CLIP with prompting, prompted decoder), tokenizer and manifest.
+    """Write three ONNX graphs, tokenizer and manifest.
 
-    Numbers of images, expressions, tokens and clicks are chosen at every call. Each graph is run by ONNX Runtime on
+    The graphs are SAM's image encoder, CLIP with its prompts, and the prompted decoder. Numbers of images, expressions, tokens and clicks are chosen at every call. Each graph is run by ONNX Runtime on
     random inputs of several sizes and must give what the model gives.
     """
     choice = ModelChoice(model, random_weights, clip=clip, sam=sam)
@@ -78,7 +78,7 @@ def torch_command(
     clip: Clip = None,
     sam: Sam = None,
 ) -> int:
-    """Write the same three graphs as programs of torch.export (.pt2)."""
+    """Write the same graphs as programs of torch.export (.pt2)."""
     choice = ModelChoice(model, random_weights, clip=clip, sam=sam)
     choice.check()
     from promptris.export.folder import check_new
