@@ -18,6 +18,7 @@ import typer
 from promptris.errors import InputError
 from promptris.interfaces.ablate import ablate_command
 from promptris.interfaces.arguments import Clip, Device, Dtype, Method, Model, Prompts, Sam, Threshold
+from promptris.interfaces.batch import batch_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
 from promptris.interfaces.evaluate import evaluate_command
@@ -54,6 +55,7 @@ app = typer.Typer(
 data_app.command("describe")(describe_command)
 data_app.command("sheet")(sheet_command)
 app.add_typer(data_app, name="data")
+app.command("batch")(batch_command)
 app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
