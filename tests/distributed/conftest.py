@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's workers step back behind everything else on a machine, and would starve on a busy one.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 pytest.importorskip("ray")
 

@@ -49,7 +49,7 @@ def test_images_by_path_and_by_file_uri(tmp_path: Path) -> None:
     assert np.array_equal(read_image(str(path), 0), PIXELS)
     assert np.array_equal(read_image(path.as_uri(), 0), PIXELS)
     assert filesystem(path.as_uri())[1] == str(path)
-    with pytest.raises(InputError, match="there is no image at .*gone.png"):
+    with pytest.raises(InputError, match=r"there is no image at .*gone\.png"):
         read_image((tmp_path / "gone.png").as_uri(), 0)
     with pytest.raises(InputError, match="another machine"):
         read_image("file://elsewhere/a.png", 0)

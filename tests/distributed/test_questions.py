@@ -98,7 +98,9 @@ def test_what_is_wrong_with_one_row_stays_with_it(tmp_path: Path, write_lines: L
     assert errors[3] == ["the image is missing, not a path or an address"]
     assert errors[4] == errors[5] == ["the row has no expression: describe what to segment"]
     empty, number, fine, odd = errors[6]
-    assert "is empty" in empty and "must be text, not int" in number and fine is None and "valid Unicode" in odd
+    assert (
+        "is empty" in empty and "must be text, not int" in number and fine is None and "valid Unicode" in odd
+    )
     assert "valid Unicode" in errors[7][0]
     assert errors[8] == [None] and len(errors) == 9
     assert all((question["error"] is None) == (question["location"] is not None) for question in table)

@@ -73,7 +73,7 @@ def hole(path: Path) -> Iterator[Callable[[], int]]:
     os.mkfifo(path)
 
     def reader() -> int:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
@@ -124,13 +124,13 @@ def test_a_worker_killed_in_the_middle(
     with hole(source.parent / rows[5]["image"]) as reader:
         thread, results = in_background(lambda: segment_dataset(source, out, **OPTIONS))
         os.kill(reader(), signal.SIGKILL)
-    thread.join(60)
+    thread.join(240)
     (summary,) = results
     check(out, rows, expected)
     assert (summary.images, summary.expressions, summary.answered) == (12, 36, 36)
     assert (summary.errors, summary.unfinished, summary.resumed) == (0, {}, 0)
-    # The one that was killed has died over its first shard or later; another one has taken its place.
     assert summary.workers >= 2
+    assert summary.core_seconds > 0 and 0 < summary.worker_seconds < 2 * summary.seconds
 
     # All is there: nothing is done again, whichever way it is asked for.
     before = times(out)
@@ -141,10 +141,11 @@ def test_a_worker_killed_in_the_middle(
     with pytest.raises(InputError, match=r"differs in threshold \(threshold 0.5 there, 0.4 here\)"):
         segment_dataset(source, out, threshold=0.4, **OPTIONS)
     source.write_text(source.read_text() + json.dumps(rows[0]) + "\n")
-    with pytest.raises(InputError, match="differs in input .* give another --out"):
+    with pytest.raises(InputError, match=r"differs in input .* give another --out"):
         segment_dataset(source, out, **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
 def test_what_kills_every_worker_is_left_out_and_taken_up_again(
     local_ray: None, asked: tuple[Path, list[dict[str, Any]]], expected: Any
@@ -155,7 +156,7 @@ def test_what_kills_every_worker_is_left_out_and_taken_up_again(
         run = lambda: segment_dataset(source, out, max_retries=0, **OPTIONS)  # noqa: E731
         thread, results = in_background(run)
         os.kill(reader(), signal.SIGKILL)
-        thread.join(60)
+        thread.join(240)
         (summary,) = results
     assert summary.unfinished[11] == "every worker that took it was lost"
     assert summary.expressions == 36 - 3 * len(summary.unfinished) and len(summary.unfinished) <= 2
@@ -167,8 +168,10 @@ def test_what_kills_every_worker_is_left_out_and_taken_up_again(
 
 
 def test_bad_rows_stop_nothing(
-    local_ray: None, tmp_path: Path, scenes: Any, write_lines: Lines, expected: Any
+    local_ray: None, tmp_path: Path, scenes: Any, write_lines: Lines, expected: Any, capfd: Any
 ) -> None:
+    from promptris.interfaces.cli import main
+
     image, texts = next(iter(scenes.items()))
     cut, words = tmp_path / "cut.png", tmp_path / "words.png"
     cut.write_bytes(Path(image).read_bytes()[:300])
@@ -181,10 +184,26 @@ def test_bad_rows_stop_nothing(
         {"image": image, "expressions": [texts[0], " "]},
     ]
     out = tmp_path / "out"
-    summary = segment_dataset(write_lines(tmp_path / "q.jsonl", rows), out, concurrency=1)
-    assert (summary.expressions, summary.errors, summary.unfinished) == (7, 6, {})
+    source = write_lines(tmp_path / "q.jsonl", rows)
+    assert main(["batch", str(source), "--out", str(out), "--concurrency", "1"]) == 1
+    printed = capfd.readouterr()
+    summary = json.loads(printed.out)
+    assert (summary["expressions"], summary["errors"], summary["unfinished"]) == (7, 6, {})
+    said = printed.err.splitlines()
+    assert all(line.startswith("promptris: ") for line in said)
+    # An image each, the row without one, and the sum.
+    assert len(said) == 6 and sum(str(cut) in line for line in said) == 1
+    assert "6 of 7 expressions have no answer" in said[-1]
     answers = read(out)
-    assert [(a["row"], a["item"]) for a in answers] == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1)]
+    assert [(a["row"], a["item"]) for a in answers] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 0),
+        (4, 1),
+    ]
     errors = [answer["error"] for answer in answers]
     assert errors[0] == errors[1] and str(cut) in errors[0] and "damaged" in errors[0]
     assert str(words) in errors[2] and "there is no image" in errors[3] and "not JSON" in errors[4]
@@ -193,6 +212,7 @@ def test_bad_rows_stop_nothing(
     assert (mask != expected[image, texts[0]].mask).sum() <= 2
 
 
+@pytest.mark.slow
 def test_a_device_that_the_workers_do_not_have(local_ray: None, tmp_path: Path, write_lines: Lines) -> None:
     source = write_lines(tmp_path / "q.jsonl", [{"image": "a.png", "expression": "the star"}])
     with pytest.raises(InputError, match="the device 'cuda:7' is not there"):
@@ -231,14 +251,14 @@ def test_the_driver_killed_in_the_middle(asked: tuple[Path, list[dict[str, Any]]
     with hole(source.parent / rows[7]["image"]) as reader:
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         worker = reader()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(times(out)) < 4:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     while Path(f"/proc/{worker}").exists():  # its workers do not outlive it for long
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline + 240
         time.sleep(0.1)
     before = times(out)
     assert 4 <= len(before) < 12

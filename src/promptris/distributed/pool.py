@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
@@ -95,20 +95,29 @@ def run_shards(shards: Iterable[Shard], model: PromptRIS, work: Work, pool: Pool
         PromptRISError: when Ray gives up.
     """
     fewest, most = pool.bounds()
-    blocks = _blocks([pack(shard) for shard in shards])
+    rows = [pack(shard) for shard in shards]
+    fewest, most = min(fewest, len(rows)), min(most, len(rows))
     with _quiet_context():
-        reports = ray.data.from_arrow(blocks).map_batches(
-            ShardWorker,
-            fn_constructor_args=(work, ray.put(model)),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                min_size=fewest, max_size=most, initial_size=fewest, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
-            ray_remote_args_fn=lambda: {"max_restarts": _MAX_RESTARTS, "max_task_retries": pool.max_retries},
-        )
+        tasks = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_TASKS))
+        with warnings.catch_warnings():
+            # Of the only way to bound retries, which Ray will have replaced by 2.64; hence the bound on its version.
+            warnings.simplefilter("ignore")
+            reports = tasks.map_batches(
+                ShardWorker,
+                fn_constructor_args=(work, ray.put(model)),
+                batch_size=1,
+                batch_format="pyarrow",
+                # Fewer in flight, and Ray would never see a need for more actors.
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=2
+                ),
+                num_cpus=pool.num_cpus,
+                num_gpus=pool.num_gpus,
+                ray_remote_args_fn=lambda: {
+                    "max_restarts": _MAX_RESTARTS,
+                    "max_task_retries": pool.max_retries,
+                },
+            )
         try:
             for batch in reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 yield from batch.to_pylist()
@@ -119,16 +128,17 @@ def run_shards(shards: Iterable[Shard], model: PromptRIS, work: Work, pool: Pool
             ) from error
 
 
-def _blocks(rows: list[dict[str, Any]]) -> list[pa.Table]:
-    each = -(-len(rows) // _MAX_TASKS)
-    return [pa.Table.from_pylist(rows[start : start + each]) for start in range(0, len(rows), each)]
-
-
 @contextmanager
 def _quiet_context() -> Iterator[None]:
     """Ray Data's global settings for the while: no bars of its own, and not stopped by a few lost tasks."""
     context = ray.data.DataContext.get_current()
-    wanted = {"enable_progress_bars": False, "max_errored_blocks": _MAX_LOST_TASKS}
+    wanted = {
+        "enable_progress_bars": False,
+        "max_errored_blocks": _MAX_LOST_TASKS,
+        # Room that is kept free for a task's output; a report takes next to none, and a small object store would
+        # have no room for any task.
+        "target_max_block_size": 1 << 20,
+    }
     before = {name: getattr(context, name) for name in wanted}
     loggers = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
     try:

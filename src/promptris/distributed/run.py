@@ -37,6 +37,8 @@ class Summary:
         answered: expressions of this run.
         workers: how many processes have answered them, with those that took a lost one's place.
         seconds: from starting Ray to the last part; 0 where all was there.
+        worker_seconds: what the workers have spent on shards, added up; without starting and loading the model.
+        core_seconds: the same in CPU time of all their threads.
     """
 
     out: str
@@ -49,6 +51,8 @@ class Summary:
     answered: int
     workers: int
     seconds: float
+    worker_seconds: float
+    core_seconds: float
 
 
 def segment_dataset(
@@ -189,10 +193,12 @@ def _check(
 
 @dataclass
 class _Heard:
-    """Of the workers: who there was, and what kept shards from being answered."""
+    """Of the workers: who there was, what kept shards from being answered, how long the others took."""
 
     workers: set[str] = field(default_factory=set)
     failed: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    core_seconds: float = 0.0
 
 
 def _listen(reports: Iterable[dict[str, Any]], plan: Plan, left: list[int], progress: Progress) -> _Heard:
@@ -208,6 +214,8 @@ def _listen(reports: Iterable[dict[str, Any]], plan: Plan, left: list[int], prog
             raise InputError(problem)
         if problem is None:
             done += report["rows"]
+            heard.seconds += report["seconds"]
+            heard.core_seconds += report["core_seconds"]
             progress(done, total)
             continue
         heard.failed[report["number"]] = problem
@@ -244,4 +252,6 @@ def _sum_up(
         answered=sum(part.rows for number, part in parts.items() if number not in before),
         workers=len(heard.workers),
         seconds=round(seconds, 3),
+        worker_seconds=round(heard.seconds, 3),
+        core_seconds=round(heard.core_seconds, 3),
     )

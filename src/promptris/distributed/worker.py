@@ -22,12 +22,14 @@ REPORT = pa.schema(
         ("worker", pa.string()),
         ("number", pa.int64()),
         ("rows", pa.int64()),
+        ("seconds", pa.float64()),
+        ("core_seconds", pa.float64()),
         ("problem", pa.string()),
         ("hopeless", pa.bool_()),
     ]
 )
-"""What a worker says of a shard: who it is, the shard's number, the rows written, or what kept them from being
-written, and whether the same will happen to every shard."""
+"""What a worker says of a shard: who it is, the shard's number, the rows written, how long that took by the clock and
+in CPU time; or what kept them from being written, and whether the same will happen to every shard."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ class ShardWorker:
         for tries in range(self.work.retries + 1):
             if tries:
                 time.sleep(min(2.0**tries, 30))
+            clock, cores = time.perf_counter(), time.process_time()
             try:
-                return {**report, "rows": self._write(shard, self.predictor)}
+                rows = self._write(shard, self.predictor)
+                took = {"seconds": time.perf_counter() - clock, "core_seconds": time.process_time() - cores}
+                return {**report, "rows": rows, **took}
             except PromptRISError as error:
                 problem = str(error)
             except Exception as error:  # of the machine, not of the input: it is told, and the shard left out

@@ -67,7 +67,6 @@ def batch_command(
     require_extra("ray")
 
     from promptris.distributed import segment_dataset
-    from promptris.distributed.parts import Results
 
     with progress("expressions") as advance:
         summary = segment_dataset(
@@ -93,6 +92,8 @@ def batch_command(
         )
     print_record(asdict(summary))
     if summary.errors:
+        from promptris.distributed.parts import Results
+
         for image, error in Results(summary.out).errors(_NAMED_ERRORS):
             say(error if image in error else f"{image}: {error}")
         say(
