@@ -71,13 +71,20 @@ def local_ray() -> Iterator[None]:
     """Two cores of this machine, for the tests of a session."""
     import ray
 
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=100 << 20,
-    )
+    for tries in range(3):
+        try:
+            ray.init(
+                "local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                object_store_memory=100 << 20,
+            )
+            break
+        except Exception:  # on a busy machine it does not come up within its 30 seconds
+            ray.shutdown()
+            if tries == 2:
+                raise
     yield
     ray.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         address: of a cluster; None means the one that RAY_ADDRESS names, or else this machine alone.
 
     Raises:
-        InputError: when there is no cluster at the address.
+        InputError: when there is no cluster at the address, or none can be started.
     """
     if ray.is_initialized():
         yield
@@ -78,15 +78,18 @@ def ray_session(address: str | None) -> Iterator[None]:
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot connect to Ray at {address}: {first_line(error)}") from error
+    except Exception as error:  # Ray raises all kinds, bare ones too
+        what = "start Ray on this machine" if address == "local" else f"connect to Ray at {address}"
+        raise InputError(f"cannot {what}: {first_line(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def run_shards(shards: Iterable[Shard], model: PromptRIS, work: Work, pool: Pool) -> Iterator[dict[str, Any]]:
+def run_shards(
+    shards: Iterable[Shard], model: PromptRIS, work: Work, pool: Pool
+) -> Generator[dict[str, Any]]:
     """Reports (`worker.REPORT`) of shards as they are done, in any order.
 
     A shard may be missing, when every worker that took it was lost.

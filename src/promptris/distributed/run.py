@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,8 +153,10 @@ def segment_dataset(
         start = time.perf_counter()
         with ray_session(address):
             pool = Pool(workers, num_cpus, num_gpus, max_retries)
-            reports = run_shards((plan.shard(number) for number in left), loaded, work, pool)
-            heard = _listen(reports, plan, left, progress or (lambda done, total: None))
+            shards = (plan.shard(number) for number in left)
+            # An error ends Ray, and whatever still runs on it has to end before.
+            with closing(run_shards(shards, loaded, work, pool)) as reports:
+                heard = _listen(reports, plan, left, progress or (lambda done, total: None))
         seconds = time.perf_counter() - start
     return _sum_up(results, run, plan, there, heard, seconds)
 
