@@ -18,6 +18,7 @@ import typer
 from promptris.errors import InputError
 from promptris.interfaces.ablate import ablate_command
 from promptris.interfaces.arguments import Clip, Device, Model, Sam
+from promptris.interfaces.batch import batch_command
 from promptris.interfaces.bench import bench_command
 from promptris.interfaces.data import app as data_app
 from promptris.interfaces.describe import describe_command, sheet_command
@@ -57,6 +58,7 @@ data_app.command("sheet")(sheet_command)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.command("segment")(segment_command)
+app.command("batch")(batch_command)
 app.command("evaluate")(evaluate_command)
 app.command("figure")(figure_command)
 app.command("gallery")(gallery_command)
