@@ -37,7 +37,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/promptris bench --model vit-b --random-weights
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/refshapes.py
 	$(BIN)/python benchmarks/training.py

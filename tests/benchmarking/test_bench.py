@@ -39,7 +39,19 @@ def result(tmp_path_factory):
         patch.setattr("promptris.benchmarking.agreement.SCENES", 2)
         patch.setattr("promptris.benchmarking.peak.SHAPES", ((64, 64, 64),))
         assert (
-            main(["bench", "--model", "refshapes", "--random-weights", "--repeats", "1", "--json", str(path)])
+            main(
+                [
+                    "bench",
+                    "--model",
+                    "refshapes",
+                    "--random-weights",
+                    "--repeats",
+                    "1",
+                    "--no-engines",
+                    "--json",
+                    str(path),
+                ]
+            )
             == 0
         )
     return json.loads(path.read_text())

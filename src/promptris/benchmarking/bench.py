@@ -26,6 +26,8 @@ from promptris.benchmarking.subjects import (
 )
 from promptris.benchmarking.timing import Timing, interleaved, ratio_of_medians
 from promptris.config import PromptRISConfig
+from promptris.engines.choice import choose_engine, make_image_encoder
+from promptris.errors import MissingExtraError
 from promptris.modeling.build import build_from_configs
 from promptris.modeling.cost import count_prediction
 from promptris.modeling.plain import PlainPromptRIS
@@ -51,6 +53,7 @@ class Settings:
         counts: numbers of expressions of the scaling table.
         memory: measure memory too, in processes of their own.
         rivals: measure the slow ways too; without them there are no ratios to them.
+        engines: measure the other engines that are installed.
     """
 
     model: str = "tiny"
@@ -60,6 +63,7 @@ class Settings:
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
     memory: bool = True
     rivals: bool = True
+    engines: bool = True
 
 
 def run_bench(settings: Settings, notify: Notify) -> dict[str, Any]:
@@ -143,7 +147,26 @@ class _Bench:
         }
         if self.settings.rivals:
             cases = {"sam_hf_sdpa": plain, **cases}
-        return self._timed(cases)
+        return self._timed({**cases, **self._other_engines()})
+
+    def _other_engines(self) -> dict[str, Callable[[], object]]:
+        """SAM's image encoder by every other engine that is here."""
+        if not self.settings.engines or self.device.type != "cpu":
+            return {}
+        side = self.models["fp32"].sam.image_size
+        pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+        cases: dict[str, Callable[[], object]] = {}
+        for engine, half in (("openvino", False), ("openvino", True), ("onnxruntime", False)):
+            try:
+                chosen = choose_engine(engine, self.device)
+            except MissingExtraError as error:
+                self.notify(str(error))
+                continue
+            encoder = make_image_encoder(chosen, self.models["fp32"], half, self.notify)
+            assert encoder is not None
+            name = f"sam_{engine}_{'bf16' if half else 'fp32'}"
+            cases[name] = lambda encoder=encoder: encoder(pixels)  # type: ignore[misc]
+        return cases
 
     def _image_tower(self) -> dict[str, Timing]:
         exact = self.models["fp32"]
@@ -204,6 +227,9 @@ class _Bench:
                 "four_expressions_bf16",
             ),
             "four_expressions_bf16_vs_clipseg": ("four_expressions_clipseg", "four_expressions_bf16"),
+            "sam_fp32_vs_openvino": ("sam_openvino_fp32", "sam_fp32"),
+            "sam_bf16_vs_openvino": ("sam_openvino_bf16", "sam_bf16"),
+            "sam_fp32_vs_onnxruntime": ("sam_onnxruntime_fp32", "sam_fp32"),
         }
         return {
             name: ratio_of_medians(times[slow], times[fast])

@@ -35,6 +35,9 @@ def bench_command(
             help="Measure the slow ways too: the naive one, transformers' own, CLIPSeg. Minutes at the paper's size."
         ),
     ] = True,
+    engines: Annotated[
+        bool, typer.Option(help="Measure SAM's image encoder by the other engines that are installed, too.")
+    ] = True,
     device: Device = "auto",
 ) -> int:
     """Measure speed, memory and agreement on this machine, beside what one would run instead."""
@@ -44,7 +47,9 @@ def bench_command(
     from promptris.benchmarking.bench import Settings, run_bench, summary_rows
     from promptris.outputs import write_whole
 
-    settings = Settings(model or DEFAULT_MODEL, random_weights, device, repeats, rivals=rivals)
+    settings = Settings(
+        model or DEFAULT_MODEL, random_weights, device, repeats, rivals=rivals, engines=engines
+    )
     result = {"command": shlex.join(["promptris", *sys.argv[1:]]), **run_bench(settings, say)}
     text = json.dumps(result, indent=2) + "\n"
     if json_file == STDOUT:
