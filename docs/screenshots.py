@@ -81,13 +81,10 @@ def opened(browser: Any, address: str, **options: Any) -> Any:
 
 def answered(page: Any, action: Any) -> None:
     """Do something and wait until its answer is shown."""
-    before = page.locator("#stage").inner_html()
+    before = page.locator(".stage").evaluate("stage => stage.outerHTML")
     action()
-    page.wait_for_function(
-        "before => document.getElementById('stage').innerHTML !== before"
-        " && !document.querySelector('.html-container.pending')",
-        arg=before,
-    )
+    page.wait_for_function("before => document.querySelector('.stage').outerHTML !== before", arg=before)
+    page.wait_for_function("!document.querySelector('.html-container.pending')")
     page.wait_for_timeout(500)  # for images to be decoded, and the queue's clock to go away
 
 

@@ -175,9 +175,9 @@ document.addEventListener(
     const touch = window.matchMedia("(pointer: coarse)").matches;
     if (event.ctrlKey || event.metaKey || (!event.shiftKey && !touch)) {
       event.preventDefault();
-      event.stopPropagation();
       document.querySelector("#run")?.click();
     }
+    event.stopPropagation(); // Gradio's text box would take Shift+Enter, which begins a line here
   },
   true,
 );
