@@ -20,6 +20,7 @@ from promptris.builtin_models import TINY_NOTE
 from promptris.interfaces.web import mount_page
 
 IMAGES = Path(__file__).parent / "images"
+MOST_BYTES = 300_000
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -81,21 +82,23 @@ def opened(browser: Any, address: str, **options: Any) -> Any:
 
 def answered(page: Any, action: Any) -> None:
     """Do something and wait until its answer is shown."""
-    before = page.locator("#stage").inner_html()
+    before = page.locator(".stage").evaluate("stage => stage.outerHTML")
     action()
-    page.wait_for_function(
-        "before => document.getElementById('stage').innerHTML !== before"
-        " && !document.querySelector('.html-container.pending')",
-        arg=before,
-    )
+    page.wait_for_function("before => document.querySelector('.stage').outerHTML !== before", arg=before)
+    page.wait_for_function("!document.querySelector('.html-container.pending')")
     page.wait_for_timeout(500)  # for images to be decoded, and the queue's clock to go away
 
 
 def save(content: bytes, path: Path) -> None:
-    """A screenshot in 256 colours, a third of the bytes."""
+    """A screenshot; in 256 colours, chosen so that small coloured things keep theirs, where it would be large."""
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    picture = picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
-    picture.save(path, optimize=True)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    if len(buffer.getvalue()) > MOST_BYTES:
+        buffer = io.BytesIO()
+        few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.FLOYDSTEINBERG)
+        few.save(buffer, "PNG", optimize=True)
+    path.write_bytes(buffer.getvalue())
     print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
 
 

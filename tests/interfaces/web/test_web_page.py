@@ -36,8 +36,10 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-PATIENCE = 30_000
+PATIENCE = 40_000
 """Milliseconds until something that does not come is an error; what comes is never waited for longer than needed."""
+
+SHOWN = "['.stage', '.alert', '.downloads'].map(part => document.querySelector(part)?.outerHTML).join()"
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +84,12 @@ class Visitor:
     problems: list[str] = field(default_factory=list)
 
     def does(self, action: Callable[[], Any]) -> None:
-        """An action, and the page's answer to it: the part of the page that shows results changes."""
-        before = self._shown()
+        """An action, and the page's answer to it: what it shows has changed, and changes no more."""
+        before = self.page.evaluate(SHOWN)
         action()
-        self.page.wait_for_function(
-            "before => ['stage', 'alert'].map(id => document.getElementById(id).innerHTML).join() !== before"
-            " && !document.querySelector('.html-container.pending')",
-            arg=before,
-        )
-
-    def _shown(self) -> str:
-        return self.page.evaluate(
-            "['stage', 'alert'].map(id => document.getElementById(id).innerHTML).join()"
-        )
+        self.page.wait_for_function(f"before => {SHOWN} !== before", arg=before)
+        self.page.wait_for_function("!document.querySelector('.html-container.pending')")
+        self.page.wait_for_timeout(150)
 
     def opens(self, path: str | Path) -> None:
         self.does(lambda: self.page.locator("#controls input[type=file]").set_input_files(str(path)))
@@ -122,8 +117,11 @@ class Visitor:
     def alert(self) -> str:
         return self.page.locator("#alert").inner_text().strip()
 
-    def answers(self) -> list[str]:
-        return self.page.locator("#answers label").all_inner_texts()
+    def answers(self, count: int) -> list[str]:
+        """The list of answers, once there are so many."""
+        labels = self.page.locator("#answers label")
+        sync_api.expect(labels).to_have_count(count, timeout=PATIENCE)
+        return [text.strip() for text in labels.all_inner_texts()]
 
 
 @pytest.fixture
@@ -163,7 +161,8 @@ def texts(scene: Example) -> list[str]:
 def test_open_ask_correct_and_download(
     visit, tiny: Predictor, scene: Example, scene_file: str, texts: list[str], opened_mask
 ):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     visitor.opens(scene_file)
     untouched = visitor.picture
     visitor.asks(*texts)
@@ -172,7 +171,7 @@ def test_open_ask_correct_and_download(
 
     first, second = tiny.set_image(scene.image).predict(texts)
     x, y = first.point
-    assert visitor.answers()[0].split("\n")[0].strip() == (
+    assert visitor.answers(2)[0] == (
         f"{texts[0]} — score {first.score:.2f} · {first.area:,} px · point {x}, {y}"
     )
     assert np.array_equal(opened_mask(visitor.downloads("Mask (PNG)")), first.mask)
@@ -188,7 +187,7 @@ def test_open_ask_correct_and_download(
     visitor.clicks(64, 20, modifiers=["Shift"])
     clicked = tiny.set_image(scene.image).predict(texts[1], points=[(64, 20, 0)])
     assert np.array_equal(opened_mask(visitor.downloads("Mask (PNG)")), clicked.mask)
-    assert [a.rstrip().endswith("corrected") for a in visitor.answers()] == [False, True]
+    assert [answer.endswith("corrected") for answer in visitor.answers(2)] == [False, True]
 
     # A box is dragged; then both are taken back.
     area = page.locator(".stage").bounding_box()
@@ -211,7 +210,8 @@ def test_open_ask_correct_and_download(
 def test_prompts_are_switched_off_and_on(
     visit, tiny: Predictor, scene: Example, scene_file: str, texts: list[str], opened_mask
 ):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     visitor.opens(scene_file)
     visitor.asks(texts[0])
     visitor.does(page.get_by_label("mask", exact=True).uncheck)
@@ -224,11 +224,12 @@ def test_prompts_are_switched_off_and_on(
 
 
 def test_a_built_in_scene_is_one_click_and_has_no_banner_but_a_photograph_has(visit, save_noise, tmp_path):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     visitor.does(page.get_by_role("button", name="Open scene 2").click)
     expressions = built_in_scenes()[1].expressions
     assert page.locator("#expressions textarea").input_value() == "\n".join(expressions)
-    assert [answer.split(" — ")[0].strip() for answer in visitor.answers()] == list(expressions)
+    assert [answer.split(" — ")[0] for answer in visitor.answers(3)] == list(expressions)
     assert not page.locator(".banner").is_visible()
     visitor.opens(save_noise(tmp_path / "holiday.jpg", size=(300, 200)))
     assert page.locator(".banner").inner_text().endswith(TINY_NOTE)
@@ -236,13 +237,14 @@ def test_a_built_in_scene_is_one_click_and_has_no_banner_but_a_photograph_has(vi
     # An expression of before is asked about it.
     visitor.does(page.locator("#history button").nth(1).click)
     assert page.locator("#expressions textarea").input_value() == expressions[1]
-    assert len(visitor.answers()) == 1
+    assert len(visitor.answers(1)) == 1
     assert page.locator("#history button").first.inner_text() == expressions[1]
     assert page.locator(".banner").is_visible()
 
 
 def test_everything_from_the_keyboard(visit):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     keys = page.keyboard
 
     def focused() -> str:
@@ -262,7 +264,7 @@ def test_everything_from_the_keyboard(visit):
     keys.press("Shift+Enter")
     keys.type("the triangle")
     visitor.does(lambda: keys.press("Control+Enter"))
-    assert len(visitor.answers()) == 2 and visitor.picture != before
+    assert len(visitor.answers(2)) == 2 and visitor.picture != before
 
     for _ in range(30):
         keys.press("Tab")
@@ -282,7 +284,8 @@ def test_everything_from_the_keyboard(visit):
 
 
 def test_controls_have_names(visit):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     visitor.does(page.get_by_role("button", name="Open scene 1").click)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, a[href], textarea, input:not([type=file])')]
@@ -320,7 +323,8 @@ def test_on_a_phone_nothing_is_cut_off(visit):
 
 
 def test_what_cannot_be_read_is_told_and_the_page_goes_on(visit, scene_file: str, tmp_path: Path):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     visitor.does(lambda: page.locator("#run").click())
     assert visitor.alert == "no picture is open: open or paste one, or take one of the scenes"
 
@@ -340,15 +344,16 @@ def test_what_cannot_be_read_is_told_and_the_page_goes_on(visit, scene_file: str
     visitor.opens(scene_file)
     assert visitor.alert == ""
     visitor.asks("the star")
-    assert len(visitor.answers()) == 1
+    assert len(visitor.answers(1)) == 1
     visitor.page.locator("#expressions textarea").fill("  ")
     visitor.does(lambda: page.locator("#run").click())
     assert visitor.alert.startswith("no expression is given")
-    assert len(visitor.answers()) == 1
+    assert len(visitor.answers(1)) == 1
 
 
 def test_files_of_too_many_bytes_are_refused_before_they_are_sent(visit, tmp_path: Path):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     with (tmp_path / "heavy.png").open("wb") as file:
         file.truncate(65 * 2**20)
     page.locator("#controls input[type=file]").set_input_files(str(tmp_path / "heavy.png"))
@@ -357,7 +362,8 @@ def test_files_of_too_many_bytes_are_refused_before_they_are_sent(visit, tmp_pat
 
 
 def test_pictures_are_pasted_and_dropped(visit, scene_file: str):
-    visitor, page = (opened := visit()), opened.page
+    visitor = visit()
+    page = visitor.page
     content = base64.b64encode(Path(scene_file).read_bytes()).decode()
     for kind, event in (
         ("pasted", "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})"),
@@ -378,7 +384,7 @@ def test_words_are_shown_as_they_are(visit, scene_file: str):
     visitor.opens(scene_file)
     strange = ["`${alert(1)}` {{value}}", "<img src=x onerror=alert(2)>", "звезда слева 🌟", "星形"]
     visitor.asks(*strange)
-    assert [answer.split(" — ")[0].strip() for answer in visitor.answers()] == strange
+    assert [answer.split(" — ")[0] for answer in visitor.answers(4)] == strange
     assert visitor.page.locator("#history button").all_inner_texts() == strange
     assert visitor.page.locator("#answers img, #history img").count() == 0
 
@@ -392,7 +398,7 @@ def test_visitors_share_nothing(visit, scene_file: str):
     assert one.page.locator("#history button").all_inner_texts() == ["the circle", "the star"]
     assert one.page.locator(".stage img").get_attribute("alt").startswith("shapes.png")
     assert other.page.locator("#history button").all_inner_texts() == list(built_in_scenes()[2].expressions)
-    assert visit().answers() == []
+    assert visit().answers(0) == []
 
 
 def test_routes_of_the_server_come_first(address: str):

@@ -168,18 +168,20 @@ document.addEventListener("drop", (event) => {
 });
 
 // Enter segments; on a touch screen, whose keyboard has no Shift+Enter, it begins a line.
+const entered = (event) => event.key === "Enter" && !event.isComposing && event.target.closest?.("#expressions");
 document.addEventListener(
   "keydown",
   (event) => {
-    if (event.key !== "Enter" || event.isComposing || !event.target.closest?.("#expressions")) return;
+    if (!entered(event)) return;
     const touch = window.matchMedia("(pointer: coarse)").matches;
     if (event.ctrlKey || event.metaKey || (!event.shiftKey && !touch)) {
       event.preventDefault();
-      event.stopPropagation();
       document.querySelector("#run")?.click();
     }
   },
   true,
 );
+// Gradio's text box would take Shift+Enter, which begins a line here.
+document.addEventListener("keypress", (event) => entered(event) && event.stopPropagation(), true);
 
 element.dataset.ready = "1";
