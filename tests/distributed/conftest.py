@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 # Ray's workers step back behind everything else on a machine, and would starve on a busy one.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

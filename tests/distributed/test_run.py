@@ -257,13 +257,14 @@ def test_the_driver_killed_in_the_middle(asked: tuple[Path, list[dict[str, Any]]
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    while Path(f"/proc/{worker}").exists():  # its workers do not outlive it for long
-        assert time.monotonic() < deadline + 240
-        time.sleep(0.1)
+        while Path(f"/proc/{worker}").exists():  # its workers do not outlive it for long
+            assert time.monotonic() < deadline + 240
+            time.sleep(0.1)
     before = times(out)
     assert 4 <= len(before) < 12
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     summary = json.loads(done.stdout)
     check(out, rows, expected)
     assert summary["resumed"] == len(before) and summary["expressions"] == 36

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -72,12 +73,14 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # No reports about its use, which Ray would send otherwise, and no remarks of its core on stderr.
+    # No reports about its use, which Ray would send otherwise, and no remarks of its core, which would tell users
+    # that an actor cannot be restarted without the process that has made it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+        with _no_stderr():
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:  # Ray raises all kinds, bare ones too
         what = "start Ray on this machine" if address == "local" else f"connect to Ray at {address}"
         raise InputError(f"cannot {what}: {first_line(error)}") from error
@@ -129,6 +132,19 @@ def run_shards(
                 f"Ray gave up ({type(error).__name__}: {first_line(error)}): what is written stays, and the same "
                 "command goes on from there"
             ) from error
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Nothing on stderr for the while: Ray's core remarks there, past Python, that it has been told to be quiet."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
