@@ -4,8 +4,8 @@ Two servers run the built-in model, one that answers requests together and one t
 (`--batch 1`). They get their load in turns, so that whatever else the machine does meets both. Every request brings
 an image of its own as a file and one expression. The clients run on the same processors as the servers.
 
-Reported are statuses, seconds to the answer (p50, p95), requests a second, and the resident memory of the batching
-server: after a warm-up, and after all further requests.
+Reported are statuses, seconds to the answer (p50, p95), requests a second, and the servers' resident memory: after a
+warm-up with one to all clients, and after every round of requests.
 
     python benchmarks/serving.py [--requests 2000] [--clients 64] [--threads N] [--json FILE]
 """
@@ -156,26 +156,29 @@ def measure(
     with ExitStack() as stack:
         together = Load(stack.enter_context(server(*options)))
         one_by_one = Load(stack.enter_context(server(*options, "--batch", "1")))
-        for load, some in ((together, max(clients, count // 8)), (one_by_one, clients)):
+        for load in (together, one_by_one):
             warm = Load(load.address)
-            asyncio.run(one_round(warm, clients, some, asked, longest))
-            load.memory += warm.memory
+            # Batches of every size: what is kept for each is no growth.
+            for some in (1, 4, 8, 16, clients):
+                asyncio.run(one_round(warm, min(some, clients), max(SCENES, some), asked, longest))
+            load.memory.append(warm.memory[-1])
         for _ in range(rounds):
             asyncio.run(one_round(together, clients, count // rounds, asked, longest))
             asyncio.run(one_round(one_by_one, clients, count // rounds // 2, asked, longest))
     results = {"together": together.summary(), "one_by_one": one_by_one.summary()}
     pairs = zip(*(case["requests_per_second_by_round"] for case in results.values()), strict=True)
-    megabytes = [round(value / 2**20, 1) for value in together.memory]
     results["ratio"] = {
         "median": round(statistics.median(ratios := [a / b for a, b in pairs]), 2),
         "lowest": round(min(ratios), 2),
         "highest": round(max(ratios), 2),
     }
-    results["memory_mb"] = {
-        "after_warm_up": megabytes[0],
-        "after_every_round": megabytes[1:],
-        "growth": round(megabytes[-1] - megabytes[0], 1),
-    }
+    for name, load in (("together", together), ("one_by_one", one_by_one)):
+        megabytes = [round(value / 2**20, 1) for value in load.memory]
+        results[name]["memory_mb"] = {
+            "after_warm_up": megabytes[0],
+            "after_every_round": megabytes[1:],
+            "growth": round(megabytes[-1] - megabytes[0], 1),
+        }
     table = Table(title=f"{clients} clients at once")
     for column in ("requests are answered", "requests", "statuses", "p50 s", "p95 s", "a second"):
         table.add_column(column, justify="right")
@@ -190,7 +193,7 @@ def measure(
         )
         table.add_row(name.replace("_", " "), *map(str, numbers))
     console.print(table)
-    console.print(f"ratio {results['ratio']}; memory {results['memory_mb']}")
+    console.print(f"ratio {results['ratio']}; memory {results['together']['memory_mb']}")
     return results
 
 

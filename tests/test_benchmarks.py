@@ -94,4 +94,4 @@ def test_serving_benchmark(monkeypatch, tmp_path):
     report = serving.main([*few, "--json", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text()) == report
     assert report["together"]["statuses"] == {"200": 32} and report["one_by_one"]["statuses"] == {"200": 16}
-    assert len(report["memory_mb"]["after_every_round"]) == 2 and report["memory_mb"]["after_warm_up"] > 50
+    assert len(report["together"]["memory_mb"]["after_every_round"]) == 2

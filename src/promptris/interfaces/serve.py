@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "PROMPTRIS_API_KEY"
 _SECONDS_TO_FINISH = 10
+_SECONDS_KEPT_OPEN = 75
+"""For a connection without a request: longer than clients keep theirs, or one may ask just when it is closed."""
 
 
 def serve_command(
@@ -155,6 +157,7 @@ def _serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_SECONDS_KEPT_OPEN,
         timeout_graceful_shutdown=_SECONDS_TO_FINISH,
     )
     # uvicorn ends in order at this signal, and then lets it go on to whoever had it before.
