@@ -47,8 +47,9 @@ def onnx_command(
 ) -> int:
     """Write three ONNX graphs, tokenizer and manifest.
 
-    The graphs are SAM's image encoder, CLIP with its prompts, and the prompted decoder. Numbers of images, expressions, tokens and clicks are chosen at every call. Each graph is run by ONNX Runtime on
-    random inputs of several sizes and must give what the model gives.
+    The graphs are SAM's image encoder, CLIP with its prompts, and the prompted decoder. Numbers of images,
+    expressions, tokens and clicks are chosen at every call. Each graph is run by ONNX Runtime on random inputs of
+    several sizes and must give what the model gives.
     """
     choice = ModelChoice(model, random_weights, clip=clip, sam=sam)
     choice.check()
