@@ -48,7 +48,8 @@ def test_the_built_in_model(tmp_path, without_shape_checks, compiled):
     manifest = json.loads((tmp_path / "tiny" / "export.json").read_text())
     assert manifest["runtime"]["format"] == ("aotinductor" if compiled else "torch.export")
     graphs = {graph.name: graph for graph in graphs_of(model)}
-    sizes = {"images": 3, "expressions": 4, "tokens": 2, "clicks": 0}
+    assert manifest["runtime"]["fewest_clicks"] == int(compiled)
+    sizes = {"images": 3, "expressions": 4, "tokens": 2, "clicks": int(compiled)}
     question = ask_model(model, sizes, seed=9)
     for name, told in manifest["graphs"].items():
         run = torch_runner(graphs[name], tmp_path / "tiny" / told["file"], compiled)

@@ -34,10 +34,10 @@ class Question:
     outputs: dict[str, Arrays]
 
 
-def check_sizes(longest: int) -> tuple[dict[str, int], ...]:
-    """The sizes that graphs are checked at: one of everything, no clicks, the longest expressions."""
+def check_sizes(longest: int, fewest_clicks: int = 0) -> tuple[dict[str, int], ...]:
+    """The sizes that graphs are checked at: one of everything, the fewest clicks, the longest expressions."""
     return (
-        {"images": 1, "expressions": 1, "tokens": min(4, longest), "clicks": 0},
+        {"images": 1, "expressions": 1, "tokens": min(4, longest), "clicks": fewest_clicks},
         {"images": 2, "expressions": 3, "tokens": longest, "clicks": 2},
         {"images": 1, "expressions": 2, "tokens": min(9, longest), "clicks": 1},
     )

@@ -74,22 +74,24 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     longest: int
 
-    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
+    def dynamic_shapes(self, fewest_clicks: int = 0) -> tuple[dict[int, Any], ...]:
         """Per input, the axes whose size is chosen at every call, as torch.export wants them."""
-        ranges = {"tokens": {"min": 2, "max": self.longest}, "clicks": {"min": 0}}
+        ranges = {"tokens": {"min": 2, "max": self.longest}, "clicks": {"min": fewest_clicks}}
         dimensions = {name: Dim(name, **ranges.get(name, {})) for name in DIMENSIONS}
         return tuple(
             {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in self.inputs
         )
 
-    def record(self) -> ExportedProgram:
+    def record(self, fewest_clicks: int = 0) -> ExportedProgram:
         """The graph's operations as torch.export records them."""
         # No two sizes are equal, nor 0 or 1, which recording takes for fixed.
         sizes = {"images": 2, "expressions": 5, "tokens": min(7, self.longest), "clicks": 3}
         example = tuple(spec.zeros(sizes) for spec in self.inputs)
         with torch.no_grad(), plain_paths():
-            return torch.export.export(self.module, example, dynamic_shapes=self.dynamic_shapes())
+            return torch.export.export(
+                self.module, example, dynamic_shapes=self.dynamic_shapes(fewest_clicks)
+            )
 
 
 def graphs_of(model: PromptRIS) -> tuple[Graph, ...]:

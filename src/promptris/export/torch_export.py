@@ -14,6 +14,9 @@ from promptris.export.folder import Written, new_folder, write_manifest
 from promptris.export.graphs import Graph, graphs_of
 from promptris.modeling.prompt_ris import PromptRIS
 
+FEWEST_COMPILED = 1
+"""Clicks that a compiled graph needs, absent ones if there are no others: it crashes on an empty array."""
+
 
 def export_torch(
     model: PromptRIS,
@@ -39,11 +42,11 @@ def export_torch(
         InputError: when the folder cannot be written.
         ExportError: when a graph cannot be made, or does not compute what the model does; nothing is written then.
     """
+    fewest = FEWEST_COMPILED if compiled else 0
     with new_folder(out) as folder:
         graphs = graphs_of(model)
-        questions = [
-            ask_model(model, sizes, seed) for seed, sizes in enumerate(check_sizes(graphs[0].longest))
-        ]
+        sizes = check_sizes(graphs[0].longest, fewest)
+        questions = [ask_model(model, one, seed) for seed, one in enumerate(sizes)]
         written = []
         for graph in graphs:
             path = folder / f"{graph.name}.pt2"
@@ -52,7 +55,13 @@ def export_torch(
             notify(f"{graph.name}: differs from the model by at most {difference:.1e} of the largest value")
             written.append(Written(graph, path.name, difference))
         kind = "aotinductor" if compiled else "torch.export"
-        write_manifest(folder, model, name, written, {"format": kind, "torch": torch.__version__})
+        write_manifest(
+            folder,
+            model,
+            name,
+            written,
+            {"format": kind, "torch": torch.__version__, "fewest_clicks": fewest},
+        )
     return written
 
 
@@ -74,7 +83,7 @@ def torch_runner(graph: Graph, path: Path, compiled: bool) -> Run:
 
 def _write(graph: Graph, path: Path, compiled: bool) -> None:
     try:
-        program = graph.record()
+        program = graph.record(FEWEST_COMPILED if compiled else 0)
         if compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         else:
