@@ -18,7 +18,7 @@ from typer.main import get_command
 import promptris
 from promptris.interfaces.cli import app
 
-TEXT = ("text", "csv", "http", "mermaid")
+TEXT = ("text", "csv", "http", "ini", "mermaid")
 """Kinds of block that hold no code; their lines that begin with promptris are checked all the same."""
 PLAIN = ("source", "git", "cd", "mkdir", "export", "cp", "ls", "cat", "echo", "unzip", "open", "kill")
 """Shell commands of no program of this package."""
@@ -109,6 +109,8 @@ def check_command(words: list[str]) -> None:
         check_promptris(rest[rest.index("-m") + 2 :])
     elif program in ("python", "python3") and rest and rest[0].endswith(".py"):
         check_script(rest[0], rest[1:])
+    elif program in ("python", "python3") and rest[:1] == ["-c"]:
+        compile(rest[1], "command", "exec")
     elif program.startswith(("benchmarks/", "examples/")):
         assert (ROOT / program).is_file(), f"there is no {program}"
     elif program == "make":

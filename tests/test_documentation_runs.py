@@ -18,7 +18,15 @@ from promptris.data.refshapes import WorldOptions, make_example
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.interfaces.cli import main
 
-PYTHON = [block for page in PAGES for block in blocks(page) if block.kind == "python"]
+TESTED_BY_ITSELF = "own-photos.md"
+"""Executed from top to bottom by tests/interfaces/test_own_photos_page.py."""
+PYTHON = [
+    block
+    for page in PAGES
+    if page.name != TESTED_BY_ITSELF
+    for block in blocks(page)
+    if block.kind == "python"
+]
 
 QUICK = {
     "README.md": ["promptris doctor", 'promptris segment photo.jpg "the red circle" "the star on the left"'],

@@ -77,13 +77,13 @@ def test_images_read_at_the_same_time_leave_the_warnings_of_the_process_alone(
     Image.new("RGB", (8, 8)).save(path)
     opened, inside = Image.open, threading.Event()
 
-    def slow(file):
+    def slow(file, formats=None):
         if threading.current_thread().name == "first":
             inside.set()
             threading.Event().wait(0.1)
         else:
             threading.Event().wait(0.2)
-        return opened(file)
+        return opened(file, formats=formats)
 
     monkeypatch.setattr(Image, "open", slow)
     before = list(warnings.filters)

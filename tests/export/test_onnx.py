@@ -304,7 +304,7 @@ def test_graphs_that_differ_are_not_kept(small_model, tmp_path, monkeypatch):
             "sam_embeddings": np.zeros((len(inputs["sam_pixels"]), 64, 16, 16), np.float32)
         }
 
-    monkeypatch.setattr(onnx_export, "_write", copy)
+    monkeypatch.setattr(onnx_export, "write_graph", copy)
     monkeypatch.setattr(onnx_export, "onnx_runner", wrong)
     with pytest.raises(ExportError, match="sam_encoder does not compute what the model does"):
         export_onnx(small_model, tmp_path / "export", "small")

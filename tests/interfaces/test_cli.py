@@ -21,7 +21,7 @@ from promptris.interfaces.terminal import print_record, report
 Command = Callable[..., Any]
 COMMANDS = (
     *("segment", "refshapes", "train", "evaluate", "figure", "gallery", "curves", "ablate"),
-    *("data", "info", "doctor", "demo", "serve"),
+    *("data", "info", "doctor", "demo", "bench", "batch", "export", "push", "serve"),
 )
 
 
