@@ -95,3 +95,16 @@ def test_serving_benchmark(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text()) == report
     assert report["together"]["statuses"] == {"200": 32} and report["one_by_one"]["statuses"] == {"200": 16}
     assert len(report["together"]["memory_mb"]["after_every_round"]) == 2
+
+
+def test_later_prompting_on_a_small_model(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    first_layer = importlib.import_module("first_layer")
+    monkeypatch.setattr(first_layer, "COUNTS", (1, 3))
+    path = tmp_path / "r.json"
+    report = first_layer.main(
+        ["--preset", "refshapes", "--dtype", "float32", "--repeats", "1", "--json", str(path)]
+    )
+    assert [list(row["seconds"]) for row in report["rows"]] == [[0, 1, 2, 3]] * 2
+    assert all(row["times_as_fast"][0] == 1 for row in report["rows"])
+    assert [row["expressions"] for row in json.loads(path.read_text())["rows"]] == [1, 3]
