@@ -1,7 +1,7 @@
 """What prompting that starts at a later layer saves: seconds for N expressions about one encoded image.
 
-Random weights at the size of a preset, for prompts from the first layer on, and from a quarter, a half, three quarters
-of them. Measured in turn, medians. What it costs in accuracy is for `promptris ablate start`.
+Random weights at the size of a preset; prompts from the first layer on, and from a quarter, a half, three quarters
+of the layers. Measured in turn, medians. What it costs in accuracy is for `promptris ablate start`.
 
     python benchmarks/first_layer.py [--preset vit-b] [--dtype bfloat16] [--repeats 3] [--json FILE]
 """
