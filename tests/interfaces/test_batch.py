@@ -36,6 +36,7 @@ def test_refusals(promptris: Command, tmp_path: Path) -> None:
     promptris(*named, "out", "--model", "no/such-model").refused("no/such-model")
     promptris(*named, tmp_path).refused(str(tmp_path), "--out")
     promptris("batch", table).refused("--out")
+    promptris(*named, "out", "--address", "127.0.0.1:9").refused("Ray at 127.0.0.1:9", "refused")
 
 
 def test_without_the_extra(promptris: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,6 +79,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     # that an actor cannot be restarted without the process that has made it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _check_reachable(address)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         with _no_stderr():
@@ -132,6 +135,17 @@ def run_shards(
                 f"Ray gave up ({type(error).__name__}: {first_line(error)}): what is written stays, and the same "
                 "command goes on from there"
             ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """InputError where nobody listens, for which Ray would wait some minutes."""
+    named = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if named is None:  # auto, local
+        return
+    try:
+        socket.create_connection((named[1].strip("[]"), int(named[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot connect to Ray at {address}: {first_line(error)}") from error
 
 
 @contextmanager
