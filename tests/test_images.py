@@ -456,3 +456,16 @@ def test_torch_tensors_are_images_too():
     np.testing.assert_array_equal(load_image(rows.permute(2, 0, 1)), pixels)
     with pytest.raises(InputError, match="uint8 RGB, not float32"):
         load_image(rows.float())
+
+
+def test_no_program_is_started_by_an_image(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *a, **k: started.append(a))
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(content)
+    for image in (content, tmp_path / "x.png"):
+        with pytest.raises(InputError, match="not an image"):
+            load_image(image)
+    assert not started

@@ -11,6 +11,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -42,6 +43,27 @@ class TooManyPixelsError(InputError):
 class NotAnImageError(InputError):
     """Something that no reader of images knows."""
 
+
+_FORMATS = (
+    *(
+        "JPEG",
+        "MPO",
+        "PNG",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "DIB",
+        "TIFF",
+        "AVIF",
+        "JPEG2000",
+        "PPM",
+        "TGA",
+        "ICO",
+        "PCX",
+    ),
+    *("SGI", "QOI", "DDS", "PSD", "XBM", "SPIDER", "IM", "ICNS"),
+)
+"""Images that are read. Other readers of Pillow's start programs (EPS starts Ghostscript) or are of no use here."""
 
 # What Pillow's readers raise, each in its own way, on a file that is not as it should be.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, struct.error)
@@ -125,23 +147,20 @@ def load_image(image: ImageLike, at_least: int | None = None) -> NDArray[np.uint
         raise InputError(f"cannot read {str(path)[:200]!r}: {reason}") from error
 
 
-def decode_image(
-    data: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
-) -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """A file's bytes, from whoever sent them, as RGB uint8 [H, W, 3]; otherwise as `load_image`.
 
     Args:
         data: the whole file.
         name: what messages call it.
         max_pixels: larger images are refused before they are decoded.
-        formats: Pillow's names of those to accept; None accepts all that it reads.
 
     Raises:
         TooManyPixelsError: for more pixels.
-        NotAnImageError: for anything that is no image of these formats.
+        NotAnImageError: for anything that is no image.
         InputError: when it is damaged or cut off.
     """
-    return _decode(io.BytesIO(data), name, None, max_pixels, formats)
+    return _decode(io.BytesIO(data), name, None, max_pixels)
 
 
 def _from_tensor(image: Any) -> NDArray[Any]:
@@ -155,9 +174,8 @@ def _decode(
     name: str,
     at_least: int | None,
     max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
 ) -> NDArray[np.uint8]:
-    opened = _read_header(file, name, max_pixels, formats)
+    opened = _read_header(file, name, max_pixels)
     factor = 1
     if opened.format in _JPEG_FORMATS:
         factor = _reduction(opened.size, at_least)
@@ -166,17 +184,24 @@ def _decode(
         if pixels is not None:
             return _upright(pixels, _orientation(opened))
         file.seek(0)
-        opened = _read_header(file, name, max_pixels, formats)
+        opened = _read_header(file, name, max_pixels)
     if factor > 1:
         opened.draft(None, (opened.width // factor, opened.height // factor))
     return _from_pillow(opened, name)
 
 
-def _read_header(file: BinaryIO, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _read_header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """The image with nothing of it decoded yet."""
     try:
         with _quiet():
-            opened = Image.open(file, formats=formats)
+            opened = Image.open(file, formats=_readable_formats())
     except Image.DecompressionBombError:
         raise TooManyPixelsError(
             f"{name} has more than the {max_pixels:,} pixels that are accepted: make it smaller first"

@@ -361,6 +361,8 @@ def load(
     sam: str | Path | None = None,
     engine: str = "auto",
     revision: str | None = None,
+    threshold: float = MASK_THRESHOLD,
+    notify: Callable[[str], None] | None = None,
 ) -> Predictor:
     """A predictor by built-in name, model folder or hub id.
 
@@ -372,13 +374,16 @@ def load(
         sam: the same for SAM.
         engine: "torch", "openvino" or "onnxruntime" for SAM's image encoder; "auto" takes the fastest.
         revision: branch, tag or commit of a model on the hub; None means its main branch.
+        threshold: a pixel belongs to the mask when its probability is above this.
+        notify: told, in a sentence, when an engine converts the model.
 
     Raises:
         InputError: when there is no such model, revision, device, dtype or engine.
         MissingExtraError: when the engine is not installed.
     """
     chosen = choose_engine(engine, pick_device(device))
-    return prepare(PromptRIS.from_pretrained(name, clip, sam, revision), device, dtype, chosen)
+    model = PromptRIS.from_pretrained(name, clip, sam, revision)
+    return prepare(model, device, dtype, chosen, threshold, notify)
 
 
 def prepare(
@@ -387,10 +392,10 @@ def prepare(
     dtype: str = "auto",
     engine: str = "torch",
     threshold: float = MASK_THRESHOLD,
-    notify: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] | None = None,
 ) -> Predictor:
     """A predictor around a model in float32 on the CPU; arguments as in `load`, the engine one that was chosen."""
     where = pick_device(device)
     half = choose_dtype(dtype, where, model.sam.image_size) is torch.bfloat16
-    encoder = make_image_encoder(engine, model, half, notify)
+    encoder = make_image_encoder(engine, model, half, notify or (lambda text: None))
     return Predictor(place(model, device, dtype), threshold, image_encoder=encoder)

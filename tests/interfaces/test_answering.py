@@ -19,7 +19,8 @@ from PIL import Image
 
 from promptris import finished_items, outputs
 from promptris.interfaces import answering
-from promptris.predictor import Predictor, load
+from promptris.modeling.prompt_ris import PromptRIS
+from promptris.predictor import Predictor
 
 Command = Callable[..., Any]
 INDEX = finished_items.INDEX_FILE
@@ -52,13 +53,19 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return widths
 
 
-_load = cache(load)
+_from_pretrained = PromptRIS.from_pretrained
+_read_once = cache(lambda folder, written, *rest: _from_pretrained(folder, *rest))
+
+
+def _read(folder: Any, *rest: Any) -> PromptRIS:
+    """A model is read once, not for every run."""
+    return _read_once(folder, Path(folder, "model.safetensors").stat().st_mtime_ns, *rest)
 
 
 @pytest.fixture
 def segment(promptris: Command, photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the batch: segment(*options)."""
-    monkeypatch.setattr("promptris.predictor.load", _load)  # a model is read once, not for every run
+    monkeypatch.setattr("promptris.predictor.PromptRIS.from_pretrained", _read)
 
     def run(*options: Any, asked: tuple[str, ...] = ("ring", "left star")) -> Any:
         chosen = options if "--model" in options else (*options, "--model", model_folder)
@@ -255,7 +262,6 @@ def test_another_content_of_the_model_is_another_model(
 ) -> None:
     from promptris.modeling.build import build_random
 
-    monkeypatch.setattr("promptris.predictor.load", load)
     folder = tmp_path / "changing"
     small_model.save_pretrained(folder, full=True)
     segment("--model", folder)
@@ -275,6 +281,22 @@ def test_files_that_another_run_has_replaced_are_made_again(segment: Command, en
     encoded.clear()
     assert segment("--format", "mask", "--resume").out == first.out
     assert len(encoded) == 3 and results() == before
+
+
+def test_a_file_that_a_single_image_has_replaced_is_made_again(
+    segment: Command, promptris: Command, model_folder: Path, save_noise: Any, encoded: list[int]
+) -> None:
+    def answers(run: Any) -> dict[tuple[str, str], bytes]:
+        return {(r["image"], r["expression"]): Path(r["files"][0]).read_bytes() for r in run.records}
+
+    before = answers(segment("--format", "mask"))
+    save_noise(Path("other/x.png"), size=(40, 30))
+    options = ("--model", model_folder, "--format", "mask")
+    other = promptris("segment", "other/x.png", "ring", "left star", *options)
+    replaced = answers(other)
+    encoded.clear()
+    assert answers(segment("--format", "mask", "--resume")) == before
+    assert len(encoded) == 1 and answers(other) == replaced
 
 
 def test_a_file_that_was_deleted_is_made_again(segment: Command, encoded: list[int]) -> None:

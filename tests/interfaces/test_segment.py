@@ -103,7 +103,7 @@ def test_towers_that_have_moved_are_looked_for_there(
 
     monkeypatch.setattr("promptris.modeling.prompt_ris.PromptRIS.from_pretrained", from_pretrained)
     assert promptris("segment", photo, "ring", "--model", "m", "--clip", "c", "--sam", "s").code == 0
-    assert asked == [("m", "c", "s")]
+    assert asked == [("m", "c", "s", None)]
 
 
 def test_half_precision_runs(promptris: Command, photo: Path, model_folder: Path) -> None:

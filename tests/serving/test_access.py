@@ -60,3 +60,16 @@ def test_pages_of_others_may_not_call(serve):
     assert open_.options("/v1/segment", headers=asked).status_code == 200
     other = open_.get("/v1/health", headers={"Origin": "https://example.com"})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "LOCALHOST:80", "[::1]:8000", "[::1]"])
+def test_known_hosts_are_answered(serve, host):
+    client = serve(hosts=frozenset({"127.0.0.1", "localhost", "[::1]"}))
+    assert client.get("/v1/health", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example:80", ""])
+def test_other_names_of_this_machine_are_not(serve, refused, host):
+    """A page elsewhere whose name was rebound to this machine."""
+    client = serve(hosts=frozenset({"127.0.0.1", "localhost"}))
+    refused(client.get("/v1/health", headers={"Host": host}), 400, "asked as 127.0.0.1, localhost only")

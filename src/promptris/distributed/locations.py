@@ -142,7 +142,12 @@ def _read_http(uri: str) -> bytes:
 
 
 def _read_filesystem(uri: str) -> bytes:
-    made, path = filesystem(uri)
+    try:
+        made, path = FileSystem.from_uri(uri)
+    except (ArrowInvalid, ArrowNotImplementedError, ImportError) as error:
+        raise InputError(f"{uri} is no address that can be reached: {first_line(error)}") from error
+    except OSError as error:
+        raise _PassingError(first_line(error)) from error
     # One per bucket, so that its connections are used again.
     system = _filesystems.setdefault("/".join(uri.split("/", 3)[:3]), made)
     try:

@@ -6,11 +6,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from promptris.errors import InputError
 from promptris.modeling.base_weights import content_hash
 from promptris.modeling.prompt_ris import PromptRIS
+
+CONVERSION = 1
+"""Changes when the graphs that are converted do."""
 
 
 def converted(
@@ -33,7 +37,7 @@ def converted(
         InputError: when the folder cannot be written.
     """
     key = content_hash(model.sam.sam.vision_encoder)[:16]
-    folder = cache_folder() / f"{engine}-{version}-{key}"
+    folder = cache_folder() / f"{engine}-{version}-{CONVERSION}-{key}"
     if folder.is_dir():
         return folder
     notify(f"converting SAM's image encoder for {engine}, once for these weights (kept in {folder})")
@@ -47,8 +51,13 @@ def converted(
         ) from error
     try:
         convert(partial)
-        if not folder.is_dir():  # somebody else may have been faster
+        with suppress(FileExistsError, NotADirectoryError):
             partial.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # somebody else may have been faster
+            raise InputError(
+                f"cannot write to {folder.parent}: {error.strerror or error}; choose --engine torch, or make room"
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

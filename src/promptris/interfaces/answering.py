@@ -16,7 +16,7 @@ from promptris.annotation_files import write_run
 from promptris.builtin_models import TINY_NOTE
 from promptris.config import PromptName
 from promptris.errors import InputError
-from promptris.finished_items import FinishedItems, Item, file_digest, item_key
+from promptris.finished_items import INDEX_FILE, FinishedItems, Item, file_digest, item_key
 from promptris.interfaces.jobs import LINE_EXAMPLE, STDIN, Job, find_jobs
 from promptris.interfaces.methods import ProposalChoice
 from promptris.interfaces.models import ModelChoice
@@ -65,7 +65,8 @@ def segment(
     facts = {"model": choice.shown_name, "threshold": choice.threshold}
     writer = PredictionWriter(out, formats, facts, choice.note)
     # A single image leaves nothing beside its results.
-    finished = FinishedItems(out) if count != 1 or run_formats or resume else None
+    noted_before = (out / INDEX_FILE).is_file()  # by a run whose files this one may replace
+    finished = FinishedItems(out) if count != 1 or run_formats or resume or noted_before else None
     predictor = choice.load()
     settings = _settings(choice, predictor, formats, question) if finished is not None else {}
     run = _Run(predictor, writer, question, finished, settings, resume, choice.built_in)
@@ -120,6 +121,7 @@ def _settings(
         "model": [choice.shown_name, content_hash(model)],
         "config": model.config.to_dict() if isinstance(model, PromptRIS) else None,
         "dtype": str(next(model.parameters()).dtype),
+        "engine": type(getattr(predictor, "image_encoder", None)).__name__,
         "threshold": choice.threshold,
         "prompts": question.prompts,
         "clicks": question.clicks,

@@ -82,22 +82,30 @@ class ModelChoice:
         from promptris.engines.choice import choose_engine
         from promptris.modeling.build import build_random
         from promptris.modeling.presets import PRESETS
-        from promptris.modeling.prompt_ris import PromptRIS
         from promptris.placement import pick_device
-        from promptris.predictor import prepare
+        from promptris.predictor import load, prepare
 
         name = self._name
         engine = choose_engine(self.engine, pick_device(self.device))
         if self.random:
             model = build_random(name)
+            predictor = prepare(model, self.device, self.dtype, engine, self.threshold, say)
         elif name in PRESETS and not Path(name).exists():
             raise InputError(
                 f"{name} is a size, not a trained model: give --model a folder or hub id, or add "
                 "--random-weights to try the size out"
             )
         else:
-            model = PromptRIS.from_pretrained(name, self.clip, self.sam)
-        predictor = prepare(model, self.device, self.dtype, engine, self.threshold, say)
+            predictor = load(
+                name,
+                self.device,
+                self.dtype,
+                self.clip,
+                self.sam,
+                engine,
+                threshold=self.threshold,
+                notify=say,
+            )
         dtype = str(next(predictor.model.parameters()).dtype).removeprefix("torch.")
         say(f"{self.shown_name} on {predictor.device}, {dtype}, by {engine}")
         if self.note:

@@ -30,6 +30,8 @@ KEY_VARIABLE = "PROMPTRIS_API_KEY"
 _SECONDS_TO_FINISH = 10
 _SECONDS_KEPT_OPEN = 75
 """For a connection without a request: longer than clients keep theirs, or one may ask just when it is closed."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""Names of this machine for itself."""
 
 
 def serve_command(
@@ -83,6 +85,7 @@ def serve_command(
     from promptris.serving.settings import ServerSettings
 
     choice = ModelChoice(model, random_weights, device, dtype, check_threshold(threshold), clip, sam, engine)
+    key = api_key or os.environ.get(KEY_VARIABLE) or None
     settings = ServerSettings(
         model_name=choice.shown_name,
         note=_note(choice),
@@ -94,7 +97,8 @@ def serve_command(
         images=images,
         ttl=ttl,
         cors=tuple(cors or ()),
-        api_key=api_key or os.environ.get(KEY_VARIABLE) or None,
+        api_key=key,
+        hosts=LOOPBACK if key is None and _is_loopback(host) else frozenset(),
     )
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, not {threads}")

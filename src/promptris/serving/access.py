@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from promptris.serving.problems import Problem
 
@@ -34,3 +36,31 @@ def key_guard(api_key: str) -> Callable[..., Coroutine[Any, Any, None]]:
         raise Problem(401, sentence, {"WWW-Authenticate": "Bearer"})
 
     return guard
+
+
+class KnownHosts:
+    """Lets through what was sent to one of some host names; others get 400.
+
+    A page whose name was made to mean this machine would otherwise be taken for one of its own.
+
+    Args:
+        app: what is let through to.
+        hosts: names and addresses without a port; IPv6 in brackets.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or let through."""
+        if scope["type"] in ("http", "websocket"):
+            host = HTTPConnection(scope).headers.get("host", "").lower()
+            name = host if host.endswith("]") else host.rpartition(":")[0] or host
+            if name not in self.hosts:
+                shown = ", ".join(sorted(self.hosts))
+                problem = Problem(
+                    400, f"this server is asked as {shown} only: start it with --host or a key for others"
+                )
+                await problem.response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

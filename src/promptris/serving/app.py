@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 import promptris
 from promptris.predictor import Predictor
-from promptris.serving.access import key_guard
+from promptris.serving.access import KnownHosts, key_guard
 from promptris.serving.docs_page import docs_page
 from promptris.serving.metrics import CountRequests
 from promptris.serving.problems import add_problem_handlers
@@ -66,6 +66,8 @@ def create_app(predictor: Predictor, settings: ServerSettings | None = None) -> 
     # Whatever is mounted at / later (the web page) shall not answer for /v1.
     app.router.routes.append(Mount("/v1", _NothingElse(app)))
     app.add_middleware(CountRequests, metrics=service.metrics, paths=frozenset(app.openapi()["paths"]))
+    if settings.hosts:
+        app.add_middleware(KnownHosts, hosts=settings.hosts)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

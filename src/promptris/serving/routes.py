@@ -130,7 +130,11 @@ async def images(request: Request) -> Response:
             body = await read_body(limited(request, service.settings.max_bytes))
         with _within(deadline.left, deadline.passed()):
             data = await service.in_thread(check_image, body)
-            answer = await service.ask(Question(await service.prepare(data)), deadline)
+            # What waits for the model does not hold its upload.
+            del body
+            question = Question(await service.prepare(data))
+            del data
+            answer = await service.ask(question, deadline)
     height, width = answer.image.size
     kept = ImageResponse(
         id=service.store.add(answer.image),
@@ -164,7 +168,9 @@ async def segment(request: Request) -> Response:
         with _within(deadline.left, deadline.passed()):
             asked, data = await service.in_thread(check_segment, body, service.settings)
             del body
+            asked = asked.model_copy(update={"image": None})
             image = await service.prepare(data) if data is not None else service.kept(asked.image_id or "")
+            del data
             prompts = None if asked.prompts is None else tuple(asked.prompts)
             guidance = Guidance(prompts, tuple(asked.points or ()), asked.box)
             answer = await service.ask(Question(image, tuple(asked.expressions), guidance), deadline)

@@ -27,12 +27,10 @@ from promptris.serving.metrics import ServerMetrics
 from promptris.serving.problems import Problem
 from promptris.serving.settings import ServerSettings
 from promptris.serving.store import ImageStore
-from promptris.serving.uploads import prepare_upload
+from promptris.serving.uploads import DECODERS, prepare_upload
 
 Result = TypeVar("Result")
 
-_DECODERS = 2
-"""Images that are decoded at once: each may take hundreds of megabytes for a moment."""
 _HELPERS = 4
 """Threads for what else is not done between requests; every thread has a heap of its own that only grows."""
 
@@ -51,7 +49,7 @@ class Service:
         self.batcher = Batcher(predictor, settings.queue, settings.together, self.metrics.batches.observe)
         self.store = ImageStore(settings.images, settings.ttl)
         self.admission = Admission(settings.queue, self._retry_after)
-        self._decoding, self._helping = anyio.CapacityLimiter(_DECODERS), anyio.CapacityLimiter(_HELPERS)
+        self._decoding, self._helping = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(_HELPERS)
         self.metrics.watch(
             "promptris_requests_present", "Requests at this moment.", lambda: self.admission.present
         )

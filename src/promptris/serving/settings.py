@@ -25,6 +25,7 @@ class ServerSettings:
         ttl: seconds that such an image is kept after its last use.
         cors: origins whose pages may call the server; none by default.
         api_key: what callers have to show; None lets everybody in.
+        hosts: names that the server may be asked by; any where none is given.
     """
 
     model_name: str = "tiny"
@@ -40,6 +41,7 @@ class ServerSettings:
     ttl: float = 600.0
     cors: tuple[str, ...] = ()
     api_key: str | None = None
+    hosts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in (

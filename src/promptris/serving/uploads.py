@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from functools import cache
+import threading
 
-from PIL import Image
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -17,17 +16,10 @@ from promptris.predictor import Predictor
 from promptris.serving.batching import PreparedImage
 from promptris.serving.problems import too_large
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Images that are read; others of Pillow's readers start programs (EPS) or are of no use here."""
-
+DECODERS = 2
+"""Images that are decoded at once: each may take hundreds of megabytes for a moment."""
+_decoding = threading.BoundedSemaphore(DECODERS)
 _BESIDE_THE_IMAGE = 2**20  # for expressions, and what holds a body together
-
-
-@cache
-def readable_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow can read."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def limited(request: Request, max_bytes: int) -> Request:
@@ -82,6 +74,8 @@ def prepare_upload(data: bytes, predictor: Predictor, max_bytes: int, max_pixels
         raise InputError("the uploaded file is empty: send a JPEG, PNG or WebP file")
     if len(data) > max_bytes:
         raise too_large("the uploaded file", max_bytes)
-    pixels = decode_image(data, "the uploaded file", max_pixels, readable_formats())
-    height, width = pixels.shape[:2]
-    return PreparedImage(predictor.prepare([pixels]), (height, width), hashlib.blake2b(data).digest())
+    # A request that is given up leaves its thread at work, which counts until it is done.
+    with _decoding:
+        pixels = decode_image(data, "the uploaded file", max_pixels)
+        height, width = pixels.shape[:2]
+        return PreparedImage(predictor.prepare([pixels]), (height, width), hashlib.blake2b(data).digest())
