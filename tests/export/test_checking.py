@@ -76,3 +76,11 @@ def test_another_shape_is_refused(graphs, questions):
     graph = graphs[SAM_ENCODER]
     with pytest.raises(ExportError, match="gives sam_embeddings as float32"):
         compare(graph, answering(questions, graph, lambda name, value: value[..., :-1]), questions)
+
+
+def test_a_graph_that_does_not_run_is_one_sentence(graphs, questions):
+    def run(inputs):
+        raise RuntimeError("no kernel for Attention\nand many more lines")
+
+    with pytest.raises(ExportError, match=r"sam_encoder does not run: no kernel for Attention$"):
+        compare(graphs[SAM_ENCODER], run, questions)

@@ -322,7 +322,7 @@ def test_what_cannot_be_recorded_is_one_sentence(small_model, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("opset", [20, 22])
 def test_other_opsets(small_model, tmp_path, without_shape_checks, opset):
     with without_shape_checks():
         written = export_onnx(small_model, tmp_path / "export", "small", opset)
@@ -343,4 +343,4 @@ def test_full_size(tmp_path):
     assert manifest["images"]["sam_pixels"]["size"] == 1024
     assert max(graph["largest_difference"] for graph in manifest["graphs"].values()) < TOLERANCE
     assert sum(told["bytes"] for told in manifest["files"].values()) > 1.1e9
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 12e6
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 9e6

@@ -116,11 +116,16 @@ def compare(graph: Graph, run: Run, questions: list[Question]) -> float:
     """The largest difference between a graph and the model, as a share of the largest value of the output it is in.
 
     Raises:
-        ExportError: when it is above TOLERANCE, when a shape or type differs, or a chosen point.
+        ExportError: when it is above TOLERANCE, when a shape or type differs, or a chosen point, or when the graph
+            does not run.
     """
     worst = 0.0
     for question in questions:
-        answers = run(question.inputs[graph.name])
+        try:
+            answers = run(question.inputs[graph.name])
+        except Exception as error:  # whatever the runtime raised
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            raise ExportError(f"the exported graph {graph.name} does not run: {reason}") from error
         for name, wanted in question.outputs[graph.name].items():
             got = answers[name]
             if got.shape != wanted.shape or got.dtype != wanted.dtype:

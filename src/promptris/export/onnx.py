@@ -17,8 +17,11 @@ from promptris.export.folder import Written, new_folder, write_manifest
 from promptris.export.graphs import Graph, graphs_of
 from promptris.modeling.prompt_ris import PromptRIS
 
-OPSETS = range(18, 24)
-"""ONNX operator sets that can be asked for; the lowest is what most runtimes have."""
+OPSETS = range(18, 23)
+"""ONNX operator sets that can be asked for; the lowest is what most runtimes have.
+
+From 23 on attention is an operator of its own, and ONNX Runtime's (1.32) refuses some of this model's.
+"""
 IN_ONE_FILE = 100_000_000
 """Bytes of weights up to which a graph's file holds them; those of larger ones lie beside it. ONNX ends at 2 GB."""
 

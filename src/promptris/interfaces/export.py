@@ -41,7 +41,7 @@ def onnx_command(
     out: Out,
     model: Model = None,
     random_weights: RandomWeights = False,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 18,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 22.")] = 18,
     clip: Clip = None,
     sam: Sam = None,
 ) -> int:
