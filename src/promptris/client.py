@@ -60,7 +60,7 @@ class RefusedError(ServerError, InputError):
 
 @dataclass(frozen=True)
 class RemotePrediction:
-    """The answer to one expression; what `promptris.Prediction` has, but for the coarse mask.
+    """The answer to one expression; what `promptris.Prediction` has, but for the coarse mask and supervision.
 
     Attributes:
         expression: the text.

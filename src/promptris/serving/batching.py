@@ -18,7 +18,7 @@ from promptris.predictor import Guidance, Predictor
 from promptris.structures import ImageBatch, ImageFeatures
 
 MASK_PIXELS = 500_000_000
-"""Pixels of all masks that are in memory at once; a request for more is refused."""
+"""Pixels of all final masks of a batch, a byte each, and as many of coarse ones; a request for more is refused."""
 
 _MANY = 16
 _log = logging.getLogger(__name__)
