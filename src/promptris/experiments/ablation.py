@@ -298,7 +298,7 @@ class Ablation:
             "seeds": list(plan.seeds),
             "scenes": plan.scenes if self.on_refshapes else None,
             **{name: told(name) for name in ("commit", "hardware", "torch")},
-            "minutes": round(seconds / 60, 1),
+            "minutes": round(seconds / 60, 3),
         }
 
     def _write(self, result: TableResult) -> None:
