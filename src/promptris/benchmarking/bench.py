@@ -63,7 +63,7 @@ class Settings:
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
     memory: bool = True
     rivals: bool = True
-    engines: bool = True
+    engines: bool = False
 
 
 def run_bench(settings: Settings, notify: Notify) -> dict[str, Any]:

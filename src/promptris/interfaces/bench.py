@@ -36,8 +36,12 @@ def bench_command(
         ),
     ] = True,
     engines: Annotated[
-        bool, typer.Option(help="Measure SAM's image encoder by the other engines that are installed, too.")
-    ] = True,
+        bool,
+        typer.Option(
+            help="Measure SAM's image encoder by the other engines that are installed, too; their first conversion "
+            "takes minutes at the paper's size."
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> int:
     """Measure speed, memory and agreement on this machine, beside what one would run instead."""
