@@ -372,7 +372,7 @@ def load(
         dtype: "auto" (bfloat16 where it is faster, else float32), "float32", "bfloat16" or "float16".
         clip: where the frozen CLIP is now, when it is not where it was at training time.
         sam: the same for SAM.
-        engine: "torch", "openvino" or "onnxruntime" for SAM's image encoder; "auto" takes the fastest.
+        engine: "torch", "openvino" or "onnxruntime" for SAM's image encoder; "auto" is torch where it is fast.
         revision: branch, tag or commit of a model on the hub; None means its main branch.
         threshold: a pixel belongs to the mask when its probability is above this.
         notify: told, in a sentence, when an engine converts the model.
