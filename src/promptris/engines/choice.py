@@ -23,8 +23,8 @@ ImageEncoder = Callable[[UInt8[Tensor, "I 3 s s"]], Float[Tensor, "I D_S H_S W_S
 def choose_engine(name: str, device: torch.device) -> str:
     """The engine that a name stands for on a device: "torch", "openvino" or "onnxruntime".
 
-    "auto" is torch, which needs no conversion and was as fast where it was measured (docs/performance.md); on a CPU whose
-    torch comes without oneDNN it is one of the others if it is installed.
+    "auto" is torch, which needs no conversion and was as fast where it was measured (docs/performance.md); on a CPU
+    whose torch comes without oneDNN it is one of the others if it is installed.
 
     Raises:
         InputError: for a name that does not exist, or an engine that does not run on the device.
