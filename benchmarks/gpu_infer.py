@@ -1,8 +1,9 @@
 """Speed of the paper's prediction on one GPU: CLIP ViT-B/16 at 480 and SAM ViT-B at 1024 pixels, random weights.
 
 Measured: SAM's image encoder in bf16 against transformers' with sdpa, for several images at once, with and without
-torch.compile; ways to compute its global attention; whole predictions of several images with four expressions each;
-and the share of the GPU's measured bf16 peak that these take. All in turn, in one run; seconds are medians.
+torch.compile, and how far their features are apart; ways to compute its attention; whole predictions of several images
+with four expressions each, and of one image with more of them; the same from a recorded CUDA graph; and the share of
+the GPU's measured bf16 peak that these take. All in turn, in one run; seconds are medians.
 
 Runs unattended and ends before `--minutes`: what no time is left for is listed as not run. Results are written after
 every part. `--tiny` takes the same way with a small model, on a CPU too.
@@ -17,7 +18,9 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,16 @@ from promptris.modeling.build import build_random
 from promptris.modeling.cost import count_prediction
 from promptris.modeling.plain import plain_sam_encoder
 from promptris.modeling.relative_attention import folded
+from promptris.ops.window_attention import has_triton, run_kernel
 from promptris.placement import place
 from promptris.structures import ExpressionBatch, ImageBatch
 
 EXPRESSIONS, TOKENS = 4, 12
+BY_EXPRESSIONS = tuple((1, count) for count in (1, 2, 4, 8, 16))
+WINDOW = 14
+CALLS = 10
+KERNELS = ((128, 8, 2), (128, 8, 3), (128, 4, 2), (128, 4, 3), (64, 4, 2), (64, 4, 3), (64, 2, 3), (64, 4, 4))
+"""Queries, warps and stages of the kernel that are tried."""
 
 
 class Bench:
@@ -54,28 +63,25 @@ class Bench:
     def timed(self, cases: dict[str, Callable[[], object]]) -> dict[str, Any]:
         """Medians by name."""
 
-        def notify(text: str) -> None:
-            print(text, file=sys.stderr, flush=True)
-
         with torch.inference_mode():
-            return interleaved(cases, self.repeats, notify)
+            return interleaved(cases, self.repeats, notify=lambda text: None)
 
     def image_encoder(self, compiled: bool) -> list[dict[str, Any]]:
         """Ours against transformers' for several images at once."""
-        encoder = self.model.sam.sam.vision_encoder
         theirs = plain_sam_encoder(self.model.sam.sam, "sdpa")
         if compiled:
-            encoder.compile(backend=self.backend)
+            self.model.sam.compile_encoder(backend=self.backend)
         rows = []
         for images in self.batches:
             side = self.model.sam.image_size
             pixels = torch.randn(images, 3, side, side, device=self.device, dtype=self.dtype)
-            times = self.timed(
-                {
-                    "transformers": lambda pixels=pixels: theirs(pixels).last_hidden_state,
-                    "ours": lambda pixels=pixels: self.model.sam.encode_image(pixels),
-                }
-            )
+            cases: dict[str, Callable[[], Any]] = {
+                "transformers": lambda pixels=pixels: theirs(pixels).last_hidden_state,
+                "ours": lambda pixels=pixels: self.model.sam.encode_image(pixels),
+            }
+            times = self.timed(cases)
+            with torch.inference_mode():
+                features, expected = cases["ours"]().float(), cases["transformers"]().float()
             rows.append(
                 {
                     "images": images,
@@ -84,18 +90,28 @@ class Bench:
                     "seconds": round(times["ours"].median, 5),
                     "images_per_second": round(images / times["ours"].median, 2),
                     "ratio": ratio_of_medians(times["transformers"], times["ours"]),
+                    "difference": round(((features - expected).norm() / expected.norm()).item(), 6),
                 }
             )
         return rows
 
-    def global_attention(self) -> dict[str, Any]:
-        """Ways to attend with relative positions: all pairs' bias, bias as channels, FlexAttention."""
+    def attention(self, size: int) -> dict[str, Any]:
+        """Ways to attend with relative positions within windows of one image, from the projections to the answers.
+
+        Seconds; for the kernel by queries per program and warps.
+        """
         config = self.model.sam.sam.config.vision_config
-        heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        heads, channels = config.num_attention_heads, config.hidden_size
         side = self.model.sam.grid_size
-        q, k, v = (torch.randn(heads, side**2, width, device=self.device, dtype=self.dtype) for _ in range(3))
+        layer = next(x for x in self.model.sam.sam.vision_encoder.layers if x.window_size in (size, 0))
+        qkv = torch.randn(1, side, side, 3 * channels, device=self.device, dtype=self.dtype)
+        down = -(-side // size)
+        padded = F.pad(qkv, (0, 0, 0, down * size - side, 0, down * size - side))
+        windows = padded.unflatten(2, (down, size)).unflatten(1, (down, size)).transpose(2, 3).flatten(0, 2)
+        parts = windows.flatten(1, 2).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        q, k, v = (part.contiguous() for part in parts)
         rel_h, rel_w = (
-            torch.randn(heads, side**2, side, device=self.device, dtype=self.dtype) for _ in range(2)
+            torch.randn(len(q), size**2, size, device=self.device, dtype=self.dtype) for _ in range(2)
         )
 
         def whole_bias() -> Tensor:
@@ -107,40 +123,79 @@ class Bench:
             "bias as channels": lambda: folded(q, k, v, rel_h, rel_w),
         }
         if self.device.type == "cuda":
-            cases["FlexAttention"] = _flex(q, k, v, rel_h, rel_w, side)
-        times = self.timed(cases)
-        return {name: round(timing.median, 6) for name, timing in times.items()}
+            cases["FlexAttention"] = _flex(q, k, v, rel_h, rel_w, size)
+        if self.device.type == "cuda" and has_triton():
+            places = torch.randn(1, side, side, heads, -(-(4 * size - 2) // 8) * 8, device=self.device)
+            places, empty = places.to(self.dtype), layer.attn.qkv.bias.to(self.dtype)
+            for block, warps, stages in KERNELS:
+                cases[f"one kernel, {block} queries, {warps} warps, {stages} stages"] = partial(
+                    run_kernel, qkv, places, empty, size, block, warps, stages
+                )
+        times = self.timed({name: partial(_several, case) for name, case in cases.items()})
+        return {name: round(timing.median / CALLS, 7) for name, timing in times.items()}
 
-    def predictions(self) -> list[dict[str, Any]]:
-        """Whole predictions of several images with four expressions each."""
-        flops = sum(count_prediction(lambda: build_random(self.preset), EXPRESSIONS, TOKENS).values())
-        side, clip_side = self.model.sam.image_size, self.model.config.clip_image_size
+    def predictions(self, asked: tuple[tuple[int, int], ...] | None = None) -> list[dict[str, Any]]:
+        """Whole predictions of several images with four expressions each, or of (images, expressions of each)."""
         rows = []
-        for images in self.batches:
-            count = images * EXPRESSIONS
-            batch = ImageBatch(
-                torch.zeros(images, 3, clip_side, clip_side, dtype=torch.uint8),
-                torch.zeros(images, 3, side, side, dtype=torch.uint8),
-            ).to(self.device)
-            asked = ExpressionBatch(
-                torch.ones(count, TOKENS, dtype=torch.long),
-                torch.ones(count, TOKENS, dtype=torch.bool),
-                torch.arange(images).repeat_interleave(EXPRESSIONS),
-            ).to(self.device)
-            times = self.timed(
-                {"ours": lambda batch=batch, asked=asked: self.model(self.model.encode_image(batch), asked)}
-            )
-            seconds = times["ours"].median
-            rows.append(
-                {
-                    "images": images,
-                    "seconds": round(seconds, 5),
-                    "images_per_second": round(images / seconds, 2),
-                    "expressions_per_second": round(count / seconds, 2),
-                    "fraction_of_peak": round(images * flops / seconds / self.peak, 4),
-                }
-            )
+        for images, expressions in asked or tuple((images, EXPRESSIONS) for images in self.batches):
+            predict = self.prediction(images, expressions)
+            rows.append(self.row(images, expressions, self.timed({"ours": predict})["ours"].median))
         return rows
+
+    def graphs(self) -> list[dict[str, Any]]:
+        """The same by replaying what was recorded once: nothing is started by Python any more."""
+        if self.device.type != "cuda":
+            return []
+        rows = []
+        for images in self.batches[:3]:
+            predict = self.prediction(images, EXPRESSIONS)
+            graph = torch.cuda.CUDAGraph()
+            with torch.inference_mode():
+                for _ in range(2):
+                    predict()
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    predict()
+            rows.append(self.row(images, EXPRESSIONS, self.timed({"graph": graph.replay})["graph"].median))
+        return rows
+
+    def prediction(self, images: int, expressions: int) -> Callable[[], object]:
+        """One prediction, from pixels on the device to masks."""
+        side, clip_side = self.model.sam.image_size, self.model.config.clip_image_size
+        count = images * expressions
+        batch = ImageBatch(
+            torch.zeros(images, 3, clip_side, clip_side, dtype=torch.uint8),
+            torch.zeros(images, 3, side, side, dtype=torch.uint8),
+        ).to(self.device)
+        asked = ExpressionBatch(
+            torch.ones(count, TOKENS, dtype=torch.long),
+            torch.ones(count, TOKENS, dtype=torch.bool),
+            torch.arange(images).repeat_interleave(expressions),
+        ).to(self.device)
+        return lambda: self.model(self.model.encode_image(batch), asked)
+
+    def row(self, images: int, expressions: int, seconds: float) -> dict[str, Any]:
+        """What a prediction's time comes to."""
+        flops = _flops(self.preset, expressions)
+        return {
+            "images": images,
+            "expressions_per_image": expressions,
+            "seconds": round(seconds, 5),
+            "images_per_second": round(images / seconds, 2),
+            "expressions_per_second": round(images * expressions / seconds, 2),
+            "fraction_of_peak": round(images * flops / seconds / self.peak, 4),
+        }
+
+
+@cache
+def _flops(preset: str, expressions: int) -> int:
+    return sum(count_prediction(lambda: build_random(preset), expressions, TOKENS).values())
+
+
+def _several(case: Callable[[], object]) -> None:
+    """Enough calls that starting them does not count."""
+    for _ in range(CALLS):
+        case()
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, side: int) -> Callable[[], Tensor]:
@@ -179,18 +234,25 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "peak_tflops_bf16": round(bench.peak / 1e12, 3),
     }
     parts: dict[str, Callable[[], Any]] = {
-        "global_attention_seconds": bench.global_attention,
         "image_encoder": lambda: bench.image_encoder(compiled=False),
         "predictions": bench.predictions,
+        "predictions_by_expressions": lambda: bench.predictions(BY_EXPRESSIONS),
+        "global_attention_seconds": lambda: bench.attention(bench.model.sam.grid_size),
+        "window_attention_seconds": lambda: bench.attention(WINDOW),
         # Last: compilation cannot be taken back.
         "image_encoder_compiled": lambda: bench.image_encoder(compiled=True),
         "predictions_compiled": bench.predictions,
+        "predictions_from_a_graph": bench.graphs,
     }
     for name, measure in parts.items():
         try:
             report[name] = measure() if time.monotonic() < end else "not run: no time left"
         except torch.OutOfMemoryError:
             report[name] = "out of memory"
+        except RuntimeError as error:  # of torch's compilers and graphs; the other parts are worth having
+            report[name] = f"failed: {str(error).splitlines()[0]}"
+            traceback.print_exc()
+        print(f"{name}: {report[name]}", file=sys.stderr, flush=True)
         if options.json:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

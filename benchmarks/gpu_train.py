@@ -140,7 +140,7 @@ class Bench:
 
     def _measure(self, case: Case, result: Result) -> None:
         if case.compiled and not self.compiled:
-            self.model.sam.sam.vision_encoder.compile(backend=self.backend)
+            self.model.sam.compile_encoder(backend=self.backend)
             self.compiled = True
         self.model.checkpoint_activations(case.checkpointing)
         batch = made_up_batch(self.model, self.shape, with_sam=case.stage == 2 and not case.cached)

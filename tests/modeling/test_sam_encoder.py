@@ -123,7 +123,7 @@ def test_an_encoder_that_was_compiled_is_called(make_sam):
         seen.append(1)
         return graph
 
-    sam.sam.vision_encoder.compile(backend=backend)
+    sam.compile_encoder(backend=backend)
     assert far(sam.encode_image(pixels), expected) < 1e-6
     assert seen
 

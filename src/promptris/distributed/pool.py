@@ -66,11 +66,14 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Ray, connected; what was begun here ends here.
 
     Args:
-        address: of a cluster; None means the one that RAY_ADDRESS names, or else this machine alone.
+        address: of a cluster; None means the one that RAY_ADDRESS names, or else this machine alone. A process that is
+            connected already stays where it is.
 
     Raises:
         InputError: when there is no cluster at the address, or none can be started.
     """
+    if address is not None:
+        _check_reachable(address)
     if ray.is_initialized():
         yield
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,13 +18,15 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
 
 from promptris.modeling.recomputation import maybe_recomputed
-from promptris.modeling.sam_encoder import encode_image, encode_images
+from promptris.modeling.sam_encoder import encode_image, encode_images, encode_on_gpu, fits_gpu
 from promptris.ops.plain import plain_wanted
 
 BACKGROUND, FOREGROUND = 0, 1
 """Labels of a click, as SAM numbers them."""
 BOX_CORNERS = (2, 3)
 """The same of a box's top-left and bottom-right corner."""
+TOGETHER = 8
+"""Images that a GPU encodes at once."""
 ABSENT = -1
 """Label of a click that is not there: where expressions of one batch have different numbers of them."""
 
@@ -46,6 +49,7 @@ class SamAdapter(nn.Module):
         super().__init__()
         self.sam = sam
         self.recompute = False
+        self._encode_on_gpu = encode_on_gpu
         self._grid_cache: tuple[tuple[object, ...], Tensor] | None = None
 
     @property
@@ -87,6 +91,11 @@ class SamAdapter(nn.Module):
         """Side of mask prompts and of predicted masks: 4·H_S."""
         return 4 * self.grid_size
 
+    def compile_encoder(self, **options: Any) -> None:
+        """Let `torch.compile` have the image encoder, with its options; the first image then takes long."""
+        self._encode_on_gpu = torch.compile(encode_on_gpu, **options)
+        self.sam.vision_encoder.compile(**options)
+
     def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
         """Image features F_IS; they do not depend on any prompt, nor on the other images."""
         encoder = self.sam.vision_encoder
@@ -94,7 +103,10 @@ class SamAdapter(nn.Module):
             return self._encode_to_train(pixels)
         if plain_wanted():
             return encode_images(encoder, pixels)
-        # After `encoder.compile()`, what was compiled.
+        if pixels.is_cuda:
+            encode = self._encode_on_gpu if fits_gpu(encoder, pixels) else encode_images
+            return torch.cat([encode(encoder, some) for some in pixels.split(TOGETHER)])
+        # After `compile_encoder()`, what was compiled.
         if encoder._compiled_call_impl is not None:
             return torch.cat([encoder(image).last_hidden_state for image in pixels.split(1)])
         # One after the other: several at once take more memory, and a CPU is not faster for it.

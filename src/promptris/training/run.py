@@ -151,7 +151,7 @@ def tune(
     if engine.compile:
         # The one part whose shapes never change. Compiled whole, the model failed on the CPU as soon as the length
         # of the expressions made some of them symbolic (docs/log.md).
-        model.sam.sam.vision_encoder.compile()
+        model.sam.compile_encoder()
     with ExitStack() as stack:
         sinks: list[Boards] = []
         if launched_rank() == 0:
