@@ -168,7 +168,11 @@ def normalise(
     rows = pixels.permute(0, 2, 3, 1).contiguous()
     # Whole rows at once: arithmetic over an innermost axis of three is several times slower.
     values = rows.view(*rows.shape[:2], -1).float()
-    centre, spread = (torch.tensor(v, device=values.device).repeat(rows.shape[2]) for v in (mean, std))
+    # Constants are filled in where they are needed: a GPU would have to wait for a copy.
+    centre, spread = (
+        torch.stack([torch.full((), x, device=values.device) for x in v]).repeat(rows.shape[2])
+        for v in (mean, std)
+    )
     torch.addcmul(-centre / spread, values, 1 / (255 * spread), out=values)
     return values.view(rows.shape).permute(0, 3, 1, 2)
 

@@ -66,8 +66,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Ray, connected; what was begun here ends here.
 
     Args:
-        address: of a cluster; None means the one that RAY_ADDRESS names, or else this machine alone. A process that is
-            connected already stays where it is.
+        address: of a cluster; None means the one that RAY_ADDRESS names, or else this machine alone. A process
+            that is connected already stays where it is.
 
     Raises:
         InputError: when there is no cluster at the address, or none can be started.

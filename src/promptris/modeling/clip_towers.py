@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ class ClipTowers(nn.Module):
         super().__init__()
         self.clip = clip
         self.recompute = False
+        self._layer = _layer
         image_depth = len(clip.vision_model.encoder.layers)
         text_depth = len(clip.text_model.encoder.layers)
         self.depth = min(image_depth, text_depth)
@@ -69,6 +72,10 @@ class ClipTowers(nn.Module):
     def context_length(self) -> int:
         """Longest expression in tokens, [SOS] and [EOS] included."""
         return self.clip.config.text_config.max_position_embeddings
+
+    def compile_layers(self, **options: Any) -> None:
+        """Let `torch.compile` have the layers, with its options; what it compiles serves all layers of a tower."""
+        self._layer = torch.compile(_layer, **options)
 
     def embed_image(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
         """[CLS] and patches with interpolated position embedding, after CLIP's first norm (F_IC^0)."""
@@ -120,7 +127,7 @@ class ClipTowers(nn.Module):
         for number, layer in enumerate(layers):
             prompts, tokens = maybe_recomputed(
                 self.recompute,
-                _layer,
+                self._layer,
                 layer,
                 prompts,
                 tokens,

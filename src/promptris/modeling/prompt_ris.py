@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -184,6 +185,14 @@ class PromptRIS(nn.Module):
                 embeddings = self.sam.encode_image(ready.sam_pixels)
             return ImageFeatures(self.embed_for_clip(ready.clip_pixels), embeddings)
 
+    def compile_towers(self, **options: Any) -> None:
+        """Let `torch.compile` have SAM's image encoder and CLIP's layers, with its options.
+
+        Answers then differ by rounding. The first one, and the first of every new shape, takes up to minutes.
+        """
+        self.sam.compile_encoder(**options)
+        self.clip.compile_layers(**options)
+
     def embed_for_clip(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
         """CLIP's tokens before the first layer that is prompted."""
         tokens = self.clip.embed_image(pixels)
@@ -327,5 +336,7 @@ class PromptRIS(nn.Module):
         if isinstance(prompts, Tensor):
             return prompts
         names = self.config.sam_prompts.enabled if prompts is None else check_prompt_names(prompts)
-        row = torch.tensor([name in names for name in PROMPT_NAMES], device=expressions.input_ids.device)
+        # Filled in where it is: a GPU would have to wait for a copy.
+        device = expressions.input_ids.device
+        row = torch.stack([torch.full((), name in names, device=device) for name in PROMPT_NAMES])
         return row.expand(len(expressions.input_ids), -1)

@@ -53,7 +53,7 @@ def attend_in_windows(
     Args:
         qkv: projections of the tokens: queries, keys, values, each by heads.
         places: products of the unscaled queries with the embeddings of the 2 size - 1 vertical offsets, then with
-            those of the horizontal ones, then anything; offset 0 is in the middle, and query minus key is what counts.
+            those of the horizontal ones, then anything; offset 0 is in the middle, query minus key counts.
         empty: projection of a token that is not there.
         size: side of the windows.
     """
@@ -77,8 +77,8 @@ def run_kernel(
     places: Tensor,
     empty: Tensor,
     size: int,
-    block: int | None = None,
-    warps: int | None = None,
+    block: int = 64,
+    warps: int = 4,
     stages: int = 3,
 ) -> Tensor:
     """`attend_in_windows` with a choice of queries and warps of a program, and of steps that are loaded ahead."""
@@ -90,7 +90,6 @@ def run_kernel(
     out = qkv.new_empty(images, height, width, channels // 3)
     down, across = -(-height // size), -(-width // size)
     wide = max(16, triton.next_power_of_2(size))
-    block = block or (128 if size * size >= 1024 else 64)
     grid = (triton.cdiv(size * size, block), heads, images * down * across)
     _kernel()[grid](
         qkv,
@@ -110,7 +109,7 @@ def run_kernel(
         HEAD=channels // 3 // heads,
         PLACES=places.shape[4],
         FILLED=down * size > height or across * size > width,
-        num_warps=warps or (8 if block >= 128 else 4),
+        num_warps=warps,
         num_stages=stages,
     )
     return out
