@@ -1,7 +1,7 @@
 """Speed of the paper's prediction on one GPU: CLIP ViT-B/16 at 480 and SAM ViT-B at 1024 pixels, random weights.
 
 Measured: SAM's image encoder in bf16 against transformers' with sdpa, for several images at once, with and without
-torch.compile, and how far their features are apart; ways to compute its attention; whole predictions of several images
+torch.compile, and how far features are apart; ways to compute its attention; whole predictions of several images
 with four expressions each, and of one image with more of them; the same from a recorded CUDA graph; and the share of
 the GPU's measured bf16 peak that these take. All in turn, in one run; seconds are medians.
 
@@ -39,10 +39,11 @@ from promptris.placement import place
 from promptris.structures import ExpressionBatch, ImageBatch
 
 EXPRESSIONS, TOKENS = 4, 12
+RECORDED = (1, 1), (1, 4), (8, 4)
 BY_EXPRESSIONS = tuple((1, count) for count in (1, 2, 4, 8, 16))
 WINDOW = 14
 ATTENDED, CALLS = 8, 3
-KERNELS = ((128, 8, 3), (128, 4, 3), (64, 4, 2), (64, 4, 3), (64, 8, 3), (32, 4, 3), (32, 2, 3))
+KERNELS = ((128, 8, 3), (128, 4, 3), (64, 4, 2), (64, 4, 3), (32, 2, 3))
 """Queries, warps and stages of the kernel that are tried."""
 
 
@@ -57,7 +58,8 @@ class Bench:
         self.dtype = torch.bfloat16
         self.model = place(build_random(self.preset), str(self.device), "bfloat16")
         self.batches = (1, 2) if options.tiny else (1, 2, 4, 8, 16)
-        self.compiled_batches = (2,) if options.tiny else (8,)  # every new shape costs a compilation
+        self.compiled_batches = (2,) if options.tiny else (8, 16)  # every new shape costs a compilation
+        torch._dynamo.config.recompile_limit = 64
         self.backend = "aot_eager" if options.tiny else "inductor"
         self.peak = measured_peak(self.device, self.dtype)
 
@@ -71,7 +73,7 @@ class Bench:
         """Ours against transformers' for several images at once."""
         theirs = plain_sam_encoder(self.model.sam.sam, "sdpa")
         if compiled:
-            self.model.compile_towers(backend=self.backend, dynamic=False)
+            self.model.compile_layers(backend=self.backend, dynamic=False)
         rows = []
         for images in self.compiled_batches if compiled else self.batches:
             side = self.model.sam.image_size
@@ -126,12 +128,11 @@ class Bench:
         if self.device.type == "cuda":
             cases["FlexAttention"] = _flex(q, k, v, rel_h, rel_w, size)
         if self.device.type == "cuda" and has_triton():
-            places = torch.randn(ATTENDED, side, side, heads, -(-(4 * size - 2) // 8) * 8, device=self.device)
+            places = torch.randn(heads, ATTENDED, side, side, -(-(4 * size - 2) // 8) * 8, device=self.device)
             places, empty = places.to(self.dtype), layer.attn.qkv.bias.to(self.dtype)
-            for block, warps, stages in KERNELS:  # the defaults of `run_kernel` are the fastest of these
-                cases[f"one kernel, {block} queries, {warps} warps, {stages} stages"] = partial(
-                    run_kernel, qkv, places, empty, size, block, warps, stages
-                )
+            for launch in KERNELS:  # the kernel's own choice is the fastest of these
+                name = "one kernel, {} queries, {} warps, {} stages".format(*launch)
+                cases[name] = partial(run_kernel, qkv, places, empty, size, launch)
         times = self.timed({name: partial(_several, case) for name, case in cases.items()})
         return {name: round(timing.median / CALLS, 7) for name, timing in times.items()}
 
@@ -143,13 +144,13 @@ class Bench:
             rows.append(self.row(images, expressions, self.timed({"ours": predict})["ours"].median))
         return rows
 
-    def graphs(self) -> list[dict[str, Any]]:
+    def graphs(self, asked: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
         """The same by replaying what was recorded once: nothing is started by Python any more."""
         if self.device.type != "cuda":
             return []
         rows = []
-        for images in self.compiled_batches:
-            predict = self.prediction(images, EXPRESSIONS)
+        for images, expressions in asked:
+            predict = self.prediction(images, expressions)
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode():
                 for _ in range(2):
@@ -157,8 +158,21 @@ class Bench:
                 torch.cuda.synchronize()
                 with torch.cuda.graph(graph):
                     predict()
-            rows.append(self.row(images, EXPRESSIONS, self.timed({"graph": graph.replay})["graph"].median))
+            rows.append(self.row(images, expressions, self.timed({"graph": graph.replay})["graph"].median))
         return rows
+
+    def profile(self) -> str:
+        """The kernels of a prediction of several images, those that take longest first."""
+        predict = self.prediction(self.compiled_batches[0], EXPRESSIONS)
+        on_gpu = self.device.type == "cuda"
+        with torch.inference_mode():
+            predict()
+            activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+            with torch.profiler.profile(activities=[activity]) as seen:
+                predict()
+        by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        table: str = seen.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=100)
+        return table
 
     def prediction(self, images: int, expressions: int) -> Callable[[], object]:
         """One prediction, from pixels on the device to masks."""
@@ -223,17 +237,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument(
+        "--profile", action="store_true", help="print a prediction's kernels by time, and end"
+    )
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here; --tiny takes the same way on a CPU")
     end = time.monotonic() + options.minutes * 60
     bench = Bench(options)
+    if options.profile:
+        print(bench.profile())
+        return {}
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "preset": bench.preset,
         "peak_tflops_bf16": round(bench.peak / 1e12, 3),
     }
+    compiled = tuple((count, EXPRESSIONS) for count in bench.compiled_batches)
     parts: dict[str, Callable[[], Any]] = {
         "image_encoder": lambda: bench.image_encoder(compiled=False),
         "predictions": bench.predictions,
@@ -242,10 +263,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "window_attention_seconds": lambda: bench.attention(WINDOW),
         # Last: compilation cannot be taken back.
         "image_encoder_compiled": lambda: bench.image_encoder(compiled=True),
-        "predictions_compiled": lambda: bench.predictions(
-            tuple((count, EXPRESSIONS) for count in bench.compiled_batches)
-        ),
-        "predictions_from_a_graph": bench.graphs,
+        "predictions_compiled": lambda: bench.predictions(compiled),
+        "predictions_compiled_and_recorded": lambda: bench.graphs(compiled),
+        "predictions_recorded": lambda: Bench(options).graphs(RECORDED),
     }
     for name, measure in parts.items():
         try:

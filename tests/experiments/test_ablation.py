@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from promptris.experiments.report import to_markdown
 from promptris.experiments.runner import Runner
 from promptris.experiments.splits import MeasuredSplit, make_test_scenes
 from promptris.experiments.tables import get_tables
-from promptris.experiments.work import Job, Task
+from promptris.experiments.work import Job, Task, Worker
 from promptris.training.recipes import load_recipe
 
 
@@ -161,6 +162,23 @@ def test_a_measurement_of_another_model_or_of_other_data_does_not_count(plan: Pl
     finally:
         (task.folder / "aside.json").rename(result)
     assert not task.missing
+
+
+def test_weights_are_needed_only_while_something_is_not_measured(plan: Plan, made: Path, tmp_path: Path):
+    """Of a finished run, what it measured is enough; what is asked for later trains it again."""
+    recipe = load_recipe(str(made / "recipe.yaml"))
+    tasks = {task.name: task for task in Ablation(plan, print).tasks(recipe)}
+    task = tasks["cmp-sam-seed3"]
+    folder = tmp_path / "cmp-sam-seed3"
+    for name in ("trained.json", "run/result.json", *(job.file_name for job in task.jobs)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(task.folder / name, folder / name)
+    moved = replace(task, folder=folder)
+    assert not moved.missing and moved.model_stamp() == task.model_stamp()
+    (folder / task.jobs[0].file_name).unlink()
+    Worker(moved).run()
+    assert not moved.missing and (folder / "run" / "model" / "model.safetensors").is_file()
+    assert moved.model_stamp() == task.model_stamp()
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,8 @@ from promptris.experiments.tables import Row, Table, Variant
 from promptris.experiments.work import TRAINED_FILE, Job, Task
 from promptris.training.config import Recipe
 from promptris.training.data import check_images, prepare_data
-from promptris.training.model_card import steps_seconds
 from promptris.training.recipes import dump_recipe, load_recipe
 from promptris.training.towers import prepare_towers
-from promptris.training.trainer import METRICS_FILE
 
 Notify = Callable[[str], None]
 RECIPE_FILE = "recipe.yaml"
@@ -289,7 +287,7 @@ class Ablation:
 
         # Towers, steps and measuring; runs beside each other add up.
         seconds = sum(float(facts["seconds"]) for facts in measured)
-        seconds += sum(steps_seconds(folder / "run" / METRICS_FILE) for folder in folders)
+        seconds += sum(float(facts["seconds"]) for facts in trained)
         for path in (plan.out / "towers").glob("*/pretraining.json"):
             seconds += json.loads(path.read_text())["seconds"]
         return {

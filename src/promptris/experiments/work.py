@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,12 +31,14 @@ from promptris.modeling.prompt_ris import PromptRIS
 from promptris.placement import pick_device
 from promptris.predictor import Predictor
 from promptris.team import launched_rank
+from promptris.training.model_card import steps_seconds
 from promptris.training.recipes import load_recipe
 from promptris.training.run import RECIPE_FILE, RESULT_FILE, run_recipe
 from promptris.training.stopping import Interrupted
+from promptris.training.trainer import METRICS_FILE
 
 TRAINED_FILE = "trained.json"
-"""Where a run was trained, and by which sources."""
+"""Where a run was trained, by which sources and in how many seconds, and what its weights are known by."""
 LOCK_SECONDS = 90.0
 
 
@@ -81,13 +84,21 @@ class Task:
         return [job for job in self.jobs if not (model and self._holds(job, model))]
 
     def model_stamp(self) -> str | None:
-        """What the trained model and its towers are known by; None while it is not there."""
+        """What the trained model and its towers are known by; None while it is not there.
+
+        Weights that were removed once everything was measured are known by what was noted of them.
+        """
         parts = [weights_stamp(tower) for tower in self.towers]
         if self.recipe is not None:
-            run = self.folder / "run"
-            if not (run / RESULT_FILE).is_file() or not (run / "model").is_dir():
+            run, noted = self.folder / "run", self.folder / TRAINED_FILE
+            if not (run / RESULT_FILE).is_file():
                 return None
-            parts.append(weights_stamp(run / "model"))
+            if (run / "model").is_dir():
+                parts.append(weights_stamp(run / "model"))
+            elif noted.is_file():
+                parts.append(json.loads(noted.read_text())["weights"])
+            else:
+                return None
         return "-".join(parts)
 
     def _holds(self, job: Job, model: str) -> bool:
@@ -158,7 +169,7 @@ class Worker:
         seconds = round(time.perf_counter() - started, 1)
         facts = {
             "task": self.task.name,
-            "split": job.split.to_dict(),
+            "split": job.split.key,
             "prompts": job.prompts,
             "model": self.task.model_stamp(),
             "data": data_stamp(dataset, split),
@@ -171,12 +182,19 @@ class Worker:
 
     def _train(self) -> None:
         out = self.task.folder / "run"
-        if (out / RESULT_FILE).is_file() and (out / "model").is_dir():
-            return
+        if (out / RESULT_FILE).is_file():
+            if (out / "model").is_dir():
+                return
+            shutil.rmtree(out)  # its weights were removed, and are needed again
         recipe = load_recipe(str(self.task.recipe))
         run_recipe(recipe, out, (out / RECIPE_FILE).is_file(), self.task.device, notify=print)
         if launched_rank() == 0:
-            (self.task.folder / TRAINED_FILE).write_text(json.dumps(provenance(), indent=2) + "\n")
+            facts = {
+                "weights": weights_stamp(out / "model"),
+                "seconds": steps_seconds(out / METRICS_FILE),
+                **provenance(),
+            }
+            (self.task.folder / TRAINED_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
     @cached_property
     def segmenter(self) -> Segmenter:

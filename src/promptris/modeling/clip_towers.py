@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 from promptris.errors import WeightsError
 from promptris.modeling.recomputation import maybe_recomputed
 from promptris.ops.attention import attend
-from promptris.ops.onednn import onednn_product, takes_layers_by_onednn
+from promptris.ops.onednn import by_whole_blocks, onednn_product, takes_layers_by_onednn
+from promptris.ops.patches import embed_patches
 
 QUICK_GELU = 1.702
 
@@ -42,6 +44,7 @@ class ClipTowers(nn.Module):
         self.clip = clip
         self.recompute = False
         self._layer = _layer
+        self._positions: tuple[tuple[object, ...], Tensor] | None = None
         image_depth = len(clip.vision_model.encoder.layers)
         text_depth = len(clip.text_model.encoder.layers)
         self.depth = min(image_depth, text_depth)
@@ -79,8 +82,31 @@ class ClipTowers(nn.Module):
 
     def embed_image(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
         """[CLS] and patches with interpolated position embedding, after CLIP's first norm (F_IC^0)."""
-        vision = self.clip.vision_model
-        return vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+        vision, embeddings = self.clip.vision_model, self.clip.vision_model.embeddings
+        patches = embed_patches(
+            embeddings.patch_embedding, pixels.to(embeddings.patch_embedding.weight.dtype)
+        )
+        first = embeddings.class_embedding.expand(pixels.shape[0], 1, -1)
+        tokens = torch.cat([first, patches.flatten(1, 2)], dim=1)
+        return vision.pre_layrnorm(tokens + self._positions_for(tokens, *pixels.shape[2:]))
+
+    def _positions_for(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Position embedding [1, tokens, D_IC] for an image of this size, interpolated.
+
+        Kept until its size or the weights change: on a GPU the interpolation takes longer than a layer.
+        """
+        weight = self.clip.vision_model.embeddings.position_embedding.weight
+        interpolate = self.clip.vision_model.embeddings.interpolate_pos_encoding
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        if trained or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return interpolate(tokens, height, width)
+        key = (weight.data_ptr(), weight._version, weight.device, weight.dtype, height, width)
+        kept = self._positions
+        if kept is None or kept[0] != key:
+            # Outside inference mode: what is kept may serve training later.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._positions = key, interpolate(tokens, height, width)
+        return kept[1]
 
     def embed_text(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D_T"]:
         """Word and position embeddings (F_T^0)."""
@@ -161,7 +187,7 @@ def _layer(
     """
     attention, count = layer.self_attn, prompts.shape[1]
     normed = layer.layer_norm1(tokens)
-    q, k, v = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+    q, k, v = by_whole_blocks(normed, attention.q_proj, attention.k_proj, attention.v_proj)
     if index is not None:
         tokens, q, k, v = tokens[index], q[index], k[index], v[index]
     if count:
@@ -175,8 +201,8 @@ def _layer(
             mask = mask[:, :, count:]
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     attended = attend(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    state = tokens + attention.out_proj(attended.transpose(1, 2).flatten(2))
-    state = state + _feed_forward(layer.mlp, layer.layer_norm2(state))
+    state = tokens + by_whole_blocks(attended.transpose(1, 2).flatten(2), attention.out_proj)[0]
+    state = state + by_whole_blocks(layer.layer_norm2(state), partial(_feed_forward, layer.mlp))[0]
     if drop_prompts:
         return state[:, :0], state
     return state[:, :count], state[:, count:]

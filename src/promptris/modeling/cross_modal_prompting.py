@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -76,6 +78,7 @@ class CrossModalPrompting(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = False
+        self._generate = _generate
 
         def generator(step: int, num_prompts: int, context_dim: int, out_dim: int) -> nn.Module:
             if num_prompts == 0 or step < first_step:
@@ -88,10 +91,19 @@ class CrossModalPrompting(nn.Module):
 
     def text_prompts(self, step: int, patch_tokens: Float[Tensor, "B N_C D_IC"]) -> Float[Tensor, "B n D_T"]:
         """T_V2L of a step from the image's patch tokens, [CLS] left out (Eq. 5)."""
-        return maybe_recomputed(self.recompute, self.v2l[step], patch_tokens)
+        return maybe_recomputed(self.recompute, self._generate, self.v2l[step], patch_tokens)
 
     def image_prompts(
         self, step: int, words: Float[Tensor, "B T D_T"], word_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B n D_IC"]:
         """T_L2V of a step from the words, padding masked out (Eq. 6)."""
-        return maybe_recomputed(self.recompute, self.l2v[step], words, word_mask)
+        return maybe_recomputed(self.recompute, self._generate, self.l2v[step], words, word_mask)
+
+    def compile_generators(self, **options: Any) -> None:
+        """Let `torch.compile` have the generators, with its options; what it compiles serves all steps."""
+        self._generate = torch.compile(_generate, **options)
+
+
+def _generate(generator: nn.Module, context: Tensor, context_mask: Tensor | None = None) -> Tensor:
+    prompts: Tensor = generator(context, context_mask)
+    return prompts

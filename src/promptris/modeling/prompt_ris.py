@@ -185,13 +185,16 @@ class PromptRIS(nn.Module):
                 embeddings = self.sam.encode_image(ready.sam_pixels)
             return ImageFeatures(self.embed_for_clip(ready.clip_pixels), embeddings)
 
-    def compile_towers(self, **options: Any) -> None:
-        """Let `torch.compile` have SAM's image encoder and CLIP's layers, with its options.
+    def compile_layers(self, **options: Any) -> None:
+        """Let `torch.compile` have the layers of CLIP and SAM and those between them, with its options.
 
         Answers then differ by rounding. The first one, and the first of every new shape, takes up to minutes.
         """
-        self.sam.compile_encoder(**options)
         self.clip.compile_layers(**options)
+        self.prompting.compile_generators(**options)
+        self.decoder.compile(**options)
+        self.sam.compile_encoder(**options)
+        self.sam.compile_decoder(**options)
 
     def embed_for_clip(self, pixels: Float[Tensor, "I 3 h w"]) -> Float[Tensor, "I tokens D_IC"]:
         """CLIP's tokens before the first layer that is prompted."""

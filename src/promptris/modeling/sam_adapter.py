@@ -15,10 +15,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamAttention, SamMaskDecoder, SamTwoWayAttentionBlock
+from transformers.models.sam.modeling_sam import (
+    SamAttention,
+    SamMaskDecoder,
+    SamMaskEmbedding,
+    SamTwoWayAttentionBlock,
+)
 
 from promptris.modeling.recomputation import maybe_recomputed
 from promptris.modeling.sam_encoder import encode_image, encode_images, encode_on_gpu, fits_gpu
+from promptris.ops.patches import embed_patches
 from promptris.ops.plain import plain_wanted
 
 BACKGROUND, FOREGROUND = 0, 1
@@ -49,7 +55,12 @@ class SamAdapter(nn.Module):
         super().__init__()
         self.sam = sam
         self.recompute = False
-        self._encode_on_gpu = encode_on_gpu
+        self._encode_on_gpu, self._embed_mask = encode_on_gpu, _embed_mask
+        self._two_way_block, self._final_attention, self._first_mask = (
+            _two_way_block,
+            _final_attention,
+            _first_mask,
+        )
         self._grid_cache: tuple[tuple[object, ...], Tensor] | None = None
 
     @property
@@ -95,6 +106,13 @@ class SamAdapter(nn.Module):
         """Let `torch.compile` have the image encoder, with its options; the first image then takes long."""
         self._encode_on_gpu = torch.compile(encode_on_gpu, **options)
         self.sam.vision_encoder.compile(**options)
+
+    def compile_decoder(self, **options: Any) -> None:
+        """Let `torch.compile` have the mask prompt and the mask decoder, with its options."""
+        self._embed_mask = torch.compile(_embed_mask, **options)
+        self._two_way_block = torch.compile(_two_way_block, **options)
+        self._final_attention = torch.compile(_final_attention, **options)
+        self._first_mask = torch.compile(_first_mask, **options)
 
     def encode_image(self, pixels: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I D_S H_S W_S"]:
         """Image features F_IS; they do not depend on any prompt, nor on the other images."""
@@ -174,7 +192,7 @@ class SamAdapter(nn.Module):
 
     def embed_mask(self, logits: Float[Tensor, "B H W"]) -> Float[Tensor, "B D_S H_S W_S"]:
         """Dense prompt from mask logits of side 4·H_S."""
-        return self.sam.prompt_encoder.mask_embed(logits[:, None])
+        return self._embed_mask(self.sam.prompt_encoder.mask_embed, logits)
 
     def no_mask(self) -> Float[Tensor, "1 D_S 1 1"]:
         """Dense prompt that stands for "no mask given"."""
@@ -217,12 +235,26 @@ class SamAdapter(nn.Module):
         queries = tokens
         for block in decoder.transformer.layers:
             queries, image = maybe_recomputed(
-                self.recompute, _two_way_block, block, queries, image, tokens, code, present
+                self.recompute, self._two_way_block, block, queries, image, tokens, code, present
             )
-        queries = maybe_recomputed(self.recompute, _final_attention, decoder, queries, image, tokens, code)
-        mask_logits = maybe_recomputed(self.recompute, _first_mask, decoder, queries[:, 1], image, grid)
+        queries = maybe_recomputed(
+            self.recompute, self._final_attention, decoder, queries, image, tokens, code
+        )
+        mask_logits = maybe_recomputed(self.recompute, self._first_mask, decoder, queries[:, 1], image, grid)
         predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 0]
         return mask_logits, predicted_iou
+
+
+def _embed_mask(embed: SamMaskEmbedding, logits: Tensor) -> Tensor:
+    """SAM's own layers; on a GPU with channels last, where all but the last of them are thin."""
+    if not logits.is_cuda:
+        return embed(logits[:, None])
+    state = logits[:, None]
+    for layer, norm in ((embed.conv1, embed.layer_norm1), (embed.conv2, embed.layer_norm2)):
+        patches = embed_patches(layer, state)
+        normed = F.layer_norm(patches, patches.shape[-1:], norm.weight, norm.bias, norm.eps)
+        state = embed.activation(normed).permute(0, 3, 1, 2)
+    return embed_patches(embed.conv3, state).permute(0, 3, 1, 2)
 
 
 def _attend(

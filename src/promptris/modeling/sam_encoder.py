@@ -21,6 +21,7 @@ from transformers.models.sam.modeling_sam import (
 
 from promptris.modeling.relative_attention import attend_with_relative_positions
 from promptris.ops.onednn import onednn_product, takes_layers_by_onednn
+from promptris.ops.patches import embed_patches
 from promptris.ops.window_attention import attend_in_windows, fits_kernel
 
 ROWS = 1024
@@ -32,8 +33,8 @@ def encode_image(
     encoder: SamVisionEncoder, pixels: Float[Tensor, "1 3 s s"]
 ) -> Float[Tensor, "1 D_S H_S W_S"]:
     """What `encoder(pixels).last_hidden_state` is, for one image."""
-    state = encoder.patch_embed(pixels)
-    state = state.contiguous() if encoder.pos_embed is None else state + encoder.pos_embed
+    state = encoder.patch_embed(pixels).contiguous()
+    state = state if encoder.pos_embed is None else state + encoder.pos_embed
     for layer in encoder.layers:
         state = _layer(layer, state[0])[None]
     features: Tensor = encoder.neck(state)
@@ -78,7 +79,7 @@ def encode_on_gpu(
     encoder: SamVisionEncoder, pixels: Float[Tensor, "I 3 s s"]
 ) -> Float[Tensor, "I D_S H_S W_S"]:
     """The same for several images at once on a GPU, attention by one kernel."""
-    state = encoder.patch_embed(pixels)
+    state = embed_patches(encoder.patch_embed.projection, pixels)
     if encoder.pos_embed is not None:
         state = state + encoder.pos_embed
     for layer in encoder.layers:
@@ -93,10 +94,13 @@ def encode_on_gpu(
 
 
 def _places(attention: SamVisionAttention, qkv: Tensor) -> Tensor:
-    """[I, H, W, heads, P] products of queries with the embeddings of all offsets, P filled up to a multiple of 8."""
-    queries = qkv[..., : qkv.shape[-1] // 3].unflatten(-1, (attention.num_attention_heads, -1))
+    """[heads, I, H, W, P] products of queries with the embeddings of all offsets, P filled up to a multiple of 8."""
+    heads, tokens = attention.num_attention_heads, qkv.flatten(0, 2)
+    queries = tokens[:, : qkv.shape[-1] // 3].unflatten(-1, (heads, -1)).transpose(0, 1)
     table = torch.cat([attention.rel_pos_h, attention.rel_pos_w]).to(qkv.dtype)
-    return F.linear(queries, F.pad(table, (0, 0, 0, -len(table) % 8)))
+    table = F.pad(table, (0, 0, 0, -len(table) % 8)).T.expand(heads, -1, -1)
+    # One product per head reads queries where they are; all at once, they would be copied.
+    return torch.bmm(queries, table).unflatten(1, qkv.shape[:3])
 
 
 def _attend_in_windows(attention: SamVisionAttention, state: Tensor, size: int) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptris.ops.onednn import fits_onednn, onednn_product
+from promptris.ops.onednn import BLOCK, MANY, fits_onednn, onednn_product
 
 SCORES = 2_097_152
 """Scores that are held at once: about what fits a processor's cache (8 MiB in float32)."""
@@ -18,6 +18,9 @@ WORTH_IT = 160_000
 
 WIDE = 256
 """From this width of a head on, they were faster for any number of scores."""
+
+SCORES_IN_FLOAT32 = 524_288
+"""The same in float32, whose sums and softmax pass over them more often."""
 
 MakeBias = Callable[[Tensor, int, slice], None]
 """Writes the bias of the scores [rows, K] of a group's queries in a slice."""
@@ -38,7 +41,10 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     batch = q.shape[:-2]
     groups, keys, values = (x.flatten(0, -3) for x in (q, k, v))
-    return attend_by_rows(groups, keys, values, scale=scale).unflatten(0, batch)
+    count = q.shape[-2]
+    if count >= MANY:
+        groups = F.pad(groups, (0, 0, 0, -count % BLOCK))
+    return attend_by_rows(groups, keys, values, scale=scale)[:, :count].unflatten(0, batch)
 
 
 def attend_by_rows(
@@ -57,27 +63,30 @@ def attend_by_rows(
     if q.dtype == torch.bfloat16:
         _in_half_precision(q, k * factor, v, make_bias, out)
     else:
-        _in_single_precision(q, k * factor, v, make_bias, out)
+        _in_single_precision(q, k, v, make_bias, factor, out)
     return out
 
 
-def _in_single_precision(q: Tensor, k: Tensor, v: Tensor, make_bias: MakeBias | None, out: Tensor) -> None:
+def _in_single_precision(
+    q: Tensor, k: Tensor, v: Tensor, make_bias: MakeBias | None, factor: float, out: Tensor
+) -> None:
     (groups, count, _), keys = q.shape, k.shape[1]
-    rows = max(1, min(count, SCORES // keys))
-    weights = q.new_empty(rows, keys)
-    biases = weights if make_bias is None else torch.empty_like(weights)
+    parts = -(-count * keys // min(SCORES, SCORES_IN_FLOAT32))
+    rows = max(1, -(-count // parts))
+    rows += -rows % BLOCK if rows >= MANY else 0
+    biases = None if make_bias is None else q.new_empty(rows, keys)
     for group in range(groups):
-        values = v[group].t().contiguous()
+        scaled, values = (k[group] * factor).contiguous(), v[group].t().contiguous()
         for row in range(0, count, rows):
             part = slice(row, row + rows)
             queries = q[group, part]
-            here, bias = weights[: len(queries)], biases[: len(queries)]
-            scores = onednn_product(queries, k[group])
-            if make_bias is not None:
+            scores = onednn_product(queries, scaled)
+            if make_bias is not None and biases is not None:
+                bias = biases[: len(queries)]
                 make_bias(bias, group, part)
                 scores += bias
-            torch.softmax(scores, dim=-1, out=here)
-            out[group, part] = onednn_product(here, values)
+            torch.softmax(scores, dim=-1, out=scores)
+            out[group, part] = onednn_product(scores, values)
 
 
 def _in_half_precision(q: Tensor, k: Tensor, v: Tensor, make_bias: MakeBias | None, out: Tensor) -> None:

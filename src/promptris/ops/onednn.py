@@ -20,6 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from promptris.ops.plain import plain_wanted
 
+BLOCK = 8
+"""Rows of a product that oneDNN takes whole."""
+MANY = 128
+"""From this number of rows on, filling them up to whole blocks is worth a copy."""
+
 
 def has_onednn() -> bool:
     """Whether this torch has oneDNN and its linear layer."""
@@ -123,7 +128,8 @@ class _Linear(torch.autograd.Function):
 
 def fits_onednn(x: Tensor) -> bool:
     """Whether `onednn_product` takes this tensor and is the faster way."""
-    if x.device.type != "cpu" or not has_onednn() or plain_wanted():
+    # Compilers have their own way, and cannot look into these questions.
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not has_onednn() or plain_wanted():
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_half_precision())
 
@@ -145,8 +151,24 @@ def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
 ) -> Tensor:
     algorithm = "none" if activation == "gelu" else ""
+    # For weights whose rows lie apart oneDNN has only its reference loop, a hundred times slower.
+    weight = weight.contiguous()
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
+
+
+def by_whole_blocks(x: Float[Tensor, "*n D_i"], *layers: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What layers that take every row for itself make of x, given a number of rows that suits oneDNN.
+
+    With 901 rows, CLIP's tokens at 480 pixels, its products take up to a quarter longer than with 904.
+    """
+    shape = x.shape[:-1]
+    rows = shape.numel()
+    odd = -rows % BLOCK
+    if not odd or rows < MANY or torch.is_grad_enabled() or not fits_onednn(x):
+        return [layer(x) for layer in layers]
+    filled = F.pad(x.flatten(0, -2), (0, 0, 0, odd))
+    return [layer(filled)[:rows].unflatten(0, shape) for layer in layers]
 
 
 def takes_layers_by_onednn(x: Tensor, weight: Tensor) -> bool:

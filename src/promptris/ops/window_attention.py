@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROW_BY_ROW = 64, 4, 3
+SEVERAL_ROWS = 128, 4, 3
+"""Queries of a program, its warps, and the steps that are loaded ahead; for windows whose row fills a step or not."""
 KEYS = 64
 """Keys that a step of the kernel takes, at least: whole rows of a window, filled up to a power of two."""
 LARGEST = 128
@@ -42,7 +45,7 @@ def fits_kernel(device: torch.device, dtype: torch.dtype, size: int, head: int) 
 
 def attend_in_windows(
     qkv: Float[Tensor, "I H W C"],
-    places: Float[Tensor, "I H W heads P"],
+    places: Float[Tensor, "heads I H W P"],
     empty: Float[Tensor, " C"],
     size: int,
 ) -> Float[Tensor, "I H W D"]:
@@ -77,19 +80,18 @@ def run_kernel(
     places: Tensor,
     empty: Tensor,
     size: int,
-    block: int = 64,
-    warps: int = 4,
-    stages: int = 3,
+    launch: tuple[int, int, int] | None = None,
 ) -> Tensor:
-    """`attend_in_windows` with a choice of queries and warps of a program, and of steps that are loaded ahead."""
+    """`attend_in_windows` with a choice of queries, warps and steps ahead."""
     import triton
 
     images, height, width, channels = qkv.shape
-    heads = places.shape[3]
+    heads = len(places)
     qkv, places, empty = qkv.contiguous(), places.contiguous(), empty.contiguous()
     out = qkv.new_empty(images, height, width, channels // 3)
     down, across = -(-height // size), -(-width // size)
     wide = max(16, triton.next_power_of_2(size))
+    block, warps, stages = launch or (SEVERAL_ROWS if wide < KEYS else ROW_BY_ROW)
     grid = (triton.cdiv(size * size, block), heads, images * down * across)
     _kernel()[grid](
         qkv,
