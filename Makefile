@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
-RESULTS ?= out/results
+RESULTS ?= results
 
 .PHONY: help demo test slow lint format bench results docs clean
 
@@ -14,7 +14,7 @@ help:
 	@echo "make lint    ruff, mypy, import directions"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make bench   measure the full-size model, loading, training and the server on this machine"
-	@echo "make results  train and measure everything in results/ again, from nothing"
+	@echo "make results  train and measure what is missing in results/; RESULTS=out/results: everything, from nothing"
 	@echo "make docs    the documentation as HTML in docs/_build/"
 
 demo: $(VENV)/.installed
@@ -44,13 +44,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/linears.py
 	$(BIN)/python benchmarks/serving.py
 
-# Goes on where it was interrupted; nothing that is there is done again.
+# Goes on where it was interrupted; nothing that is there is done again. The tables' towers are the built-in model's.
 results: $(VENV)/.installed-dev
 	$(BIN)/promptris ablate model --recipe refshapes-small --parallel 2 --out $(RESULTS)/model
-	$(BIN)/promptris ablate table1 table2 table3 table4 table5 icl --parallel 2 --out $(RESULTS)/tables \
-		--towers.clip $(RESULTS)/model/towers/clip --towers.sam $(RESULTS)/model/towers/sam
-	mkdir -p results
-	cp $(RESULTS)/*/*.json $(RESULTS)/*/*.md $(RESULTS)/*/*.png results/
+	$(BIN)/promptris ablate table1 table2 table3 table4 table5 icl start --parallel 2 --out $(RESULTS)/tables
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W -b html docs docs/_build
