@@ -100,7 +100,8 @@ class ClipTowers(nn.Module):
         trained = torch.is_grad_enabled() and weight.requires_grad
         if trained or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return interpolate(tokens, height, width)
-        key = (weight.data_ptr(), weight._version, weight.device, weight.dtype, height, width)
+        version = None if weight.is_inference() else weight._version
+        key = (weight.data_ptr(), version, weight.device, weight.dtype, height, width)
         kept = self._positions
         if kept is None or kept[0] != key:
             # Outside inference mode: what is kept may serve training later.
