@@ -86,6 +86,27 @@ def test_positions_are_interpolated_bicubically_and_cls_keeps_its_own(make_clip)
     close(ClipTowers(clip).embed_image(images), expected)
 
 
+def test_kept_positions_follow_size_weights_and_training(make_clip):
+    towers = ClipTowers(make_clip(patch=8, image_size=32))
+    table = towers.clip.vision_model.embeddings.position_embedding.weight
+
+    def fresh(images):
+        return ClipTowers(towers.clip).embed_image(images)
+
+    with torch.inference_mode():
+        for side in (72, 48, 72):
+            close(towers.embed_image(pixels(side)), fresh(pixels(side)))
+    with torch.no_grad():
+        before = towers.embed_image(pixels(72))
+        table.mul_(2)
+        after = towers.embed_image(pixels(72))
+        close(after, fresh(pixels(72)))
+    assert (after - before).abs().max() > 1e-3
+    table.requires_grad_(True)
+    towers.embed_image(pixels(72)).sum().backward()
+    assert table.grad is not None and table.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_text_tower_equals_transformers_at_the_words(make_clip, attention):

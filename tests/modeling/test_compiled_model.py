@@ -44,6 +44,5 @@ def test_compiled_layers_say_the_same():
     assert run.returncode == 0, run.stderr
     first, second = map(int, run.stdout.split())
     assert first == second
-    assert (
-        first >= 9
-    )  # layers of both towers, generators of both directions, decoder, SAM's encoder, its decoder
+    # Layers of both towers, generators of both directions, decoder, SAM's encoder, its decoder.
+    assert first >= 9

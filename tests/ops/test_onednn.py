@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from promptris.modeling.recomputation import maybe_recomputed
 from promptris.ops import onednn
-from promptris.ops.onednn import OneDnnLinears, has_onednn, onednn_product, takes_layers_by_onednn
+from promptris.ops.attention import attend
+from promptris.ops.onednn import (
+    OneDnnLinears,
+    by_whole_blocks,
+    has_onednn,
+    onednn_product,
+    takes_layers_by_onednn,
+)
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
 
@@ -145,3 +153,43 @@ def test_layers_are_left_to_torch_where_something_is_learnt_or_types_differ():
         assert not takes_layers_by_onednn(x.bfloat16(), weight)
         with torch.autocast("cpu", torch.bfloat16):
             assert not takes_layers_by_onednn(x, weight)
+
+
+class Seen(TorchDispatchMode):
+    """Rows and weights of oneDNN's products."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.weights = [], []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.mkldnn._linear_pointwise.default:
+            self.rows.append(arguments[0].shape[:-1].numel())
+            self.weights.append(arguments[1])
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+@torch.no_grad()
+def test_weights_lie_together_however_they_are_given():
+    """For rows that lie apart oneDNN has a reference loop only, a hundred times slower."""
+    heads = torch.randn(600, 4 * 64).unflatten(1, (4, 64)).transpose(0, 1)
+    with Seen() as seen:
+        product = onednn_product(heads[0], heads[1])
+        attend(heads[None], heads[None], heads[None])
+    torch.testing.assert_close(product, heads[0] @ heads[1].T, atol=1e-4, rtol=1e-4)
+    assert len(seen.weights) > 8 and all(weight.is_contiguous() for weight in seen.weights)
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("shape", [(901, 24), (3, 211, 24), (904, 24), (5, 24)])
+@torch.no_grad()
+def test_rows_are_filled_up_to_whole_blocks(shape):
+    x, layers = torch.randn(shape), [nn.Linear(24, 16), nn.Linear(24, 7)]
+    expected = [layer(x) for layer in layers]
+    with OneDnnLinears(), Seen() as seen:
+        answers = by_whole_blocks(x, *layers)
+    for answer, plain in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer, plain, atol=1e-5, rtol=1e-5)
+    rows = x.shape[:-1].numel()
+    assert seen.rows == [rows + (-rows % 8 if rows >= 128 else 0)] * 2

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from promptris.ops.onednn import BLOCK, MANY, fits_onednn, onednn_product
 
 SCORES = 2_097_152
-"""Scores that are held at once: about what fits a processor's cache (8 MiB in float32)."""
+"""Scores that are held at once: about what fits a processor's cache (4 MiB in bfloat16)."""
 WORTH_IT = 160_000
 """From so many scores per group on, single products of a group were faster than torch's fused kernel."""
 
@@ -20,7 +20,7 @@ WIDE = 256
 """From this width of a head on, they were faster for any number of scores."""
 
 SCORES_IN_FLOAT32 = 524_288
-"""The same in float32, whose sums and softmax pass over them more often."""
+"""The same in float32 (2 MiB): every product there gets new memory, which costs more the larger it is."""
 
 MakeBias = Callable[[Tensor, int, slice], None]
 """Writes the bias of the scores [rows, K] of a group's queries in a slice."""
