@@ -236,6 +236,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", help="comma list of the parts to measure; all unless given")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument(
         "--profile", action="store_true", help="print a prediction's kernels by time, and end"
@@ -267,7 +268,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "predictions_compiled_and_recorded": lambda: bench.graphs(compiled),
         "predictions_recorded": lambda: Bench(options).graphs(RECORDED),
     }
+    wanted = options.parts.split(",") if options.parts else list(parts)
+    if unknown := set(wanted) - set(parts):
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is not among {', '.join(parts)}")
     for name, measure in parts.items():
+        if name not in wanted:
+            continue
         try:
             report[name] = measure() if time.monotonic() < end else "not run: no time left"
         except torch.OutOfMemoryError:
