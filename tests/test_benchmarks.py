@@ -59,6 +59,8 @@ def test_gpu_prediction_benchmark_on_a_small_model(monkeypatch, tmp_path):
     assert [row["images"] for row in report["image_encoder"]] == [1, 2]
     for row in report["predictions"]:
         assert row["expressions_per_second"] == pytest.approx(4 * row["images"] / row["seconds"], rel=0.01)
+    chosen = gpu_infer.main(["--tiny", "--minutes", "0", "--parts", "predictions"])
+    assert "predictions" in chosen and "image_encoder" not in chosen
     late = gpu_infer.main(["--tiny", "--minutes", "0"])
     assert late["predictions"] == "not run: no time left"
 
