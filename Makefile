@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 RESULTS ?= results
+TOWERS ?= --towers.clip tiny --towers.sam tiny
 
 .PHONY: help demo test slow lint format bench results docs clean
 
@@ -44,9 +45,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/linears.py
 	$(BIN)/python benchmarks/serving.py
 
-# Goes on where it was interrupted; nothing that is there is done again. The tables' towers are the built-in model's.
+# Goes on where it was interrupted; nothing that is there is done again. The towers are the built-in model's, of both
+# folders; TOWERS= pretrains those of the first one anew, by its recipe.
 results: $(VENV)/.installed-dev
-	$(BIN)/promptris ablate model --recipe refshapes-small --parallel 2 --out $(RESULTS)/model
+	$(BIN)/promptris ablate model table5 --recipe refshapes-small $(TOWERS) --parallel 2 --out $(RESULTS)/model
 	$(BIN)/promptris ablate table1 table2 table3 table4 table5 icl start --parallel 2 --out $(RESULTS)/tables
 
 docs: $(VENV)/.installed-docs
