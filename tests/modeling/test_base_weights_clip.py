@@ -20,7 +20,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from promptris.errors import InputError, PromptRISError, WeightsError
 from promptris.modeling import openai_clip
-from promptris.modeling.base_weights import content_hash, load_clip
+from promptris.modeling.base_weights import load_clip
+from promptris.modeling.content_hash import content_hash
 
 VOCAB, CONTEXT = 120, 12
 

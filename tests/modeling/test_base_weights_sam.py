@@ -15,7 +15,8 @@ from transformers import SamConfig, SamModel
 
 from promptris.errors import InputError, PromptRISError, WeightsError
 from promptris.modeling import meta_sam
-from promptris.modeling.base_weights import content_hash, load_sam
+from promptris.modeling.base_weights import load_sam
+from promptris.modeling.content_hash import content_hash
 
 SIZES = {
     "b": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},

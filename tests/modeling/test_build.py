@@ -184,7 +184,7 @@ def test_every_setting_reaches_its_part(make_model):
 
 
 def test_build_from_sources_remembers_where_they_are(make_clip, make_sam, tmp_path):
-    from promptris.modeling.base_weights import content_hash
+    from promptris.modeling.content_hash import content_hash
 
     clip, sam = make_clip(), make_sam()
     clip.save_pretrained(tmp_path / "clip")

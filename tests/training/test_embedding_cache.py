@@ -26,8 +26,8 @@ from promptris.data.embedding_shards import STALE_SECONDS, ImageFile, open_shard
 from promptris.data.pictures import load_record
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.errors import InputError
-from promptris.modeling.base_weights import content_hash
 from promptris.modeling.build import build_random
+from promptris.modeling.content_hash import content_hash
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.team import Team
 from promptris.training.embedding_cache import build_embedding_cache, embedding_kind

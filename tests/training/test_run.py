@@ -23,8 +23,9 @@ from promptris.data.refshapes import WorldOptions
 from promptris.data.refshapes.writer import write_refshapes
 from promptris.errors import InputError
 from promptris.images import load_image
-from promptris.modeling.base_weights import content_hash, load_clip, load_sam
+from promptris.modeling.base_weights import load_clip, load_sam
 from promptris.modeling.build import build_from_sources
+from promptris.modeling.content_hash import content_hash
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.ops.resizing import pool_masks
 from promptris.predictor import Predictor, load

@@ -37,7 +37,7 @@ class EmbeddingKind:
     """What all embeddings of a cache have in common.
 
     Attributes:
-        sam: content hash of SAM (`promptris.modeling.base_weights.content_hash`).
+        sam: content hash of SAM (`promptris.modeling.content_hash.content_hash`).
         image_size: side of the square that SAM sees, in pixels.
         decode_size: sides that decoded images need not exceed (`Processor.enough`).
         shape: of one embedding, (D_S, H_S, W_S).

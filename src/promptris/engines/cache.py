@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from promptris.errors import InputError
-from promptris.modeling.base_weights import content_hash
+from promptris.modeling.content_hash import content_hash
 from promptris.modeling.prompt_ris import PromptRIS
 
 CONVERSION = 1

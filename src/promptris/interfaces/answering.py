@@ -112,7 +112,7 @@ def _settings(
     question: Question,
 ) -> dict[str, Any]:
     """All that answers and files depend on beside image and expressions; the model by what is in it."""
-    from promptris.modeling.base_weights import content_hash
+    from promptris.modeling.content_hash import content_hash
     from promptris.modeling.prompt_ris import PromptRIS
 
     model = predictor.model

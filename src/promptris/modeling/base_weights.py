@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +15,9 @@ from torch import Tensor, nn
 from promptris.builtin_models import builtin_folder
 from promptris.errors import InputError, WeightsError
 from promptris.modeling import meta_sam, openai_clip
+from promptris.modeling.content_hash import content_hash
 from promptris.modeling.saved_towers import read_tower, saved_with_towers
+from promptris.modeling.weight_files import first_sentence, read_tensors, refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, SamModel
@@ -33,7 +32,6 @@ _WEIGHT_FILES = (
 )
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -144,31 +142,6 @@ def load_sam(source: str | Path, *, offline: bool = False) -> BaseModel[SamModel
     return _load(source, _SAM, offline)
 
 
-def content_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """The sha256, as 64 hex digits, of what the weights are, whatever file they came from.
-
-    Hashed are name, dtype, shape and bytes of every entry of the state dict, sorted by name, floats as
-    float32. Tied weights count once, under the name that comes first in the state dict; buffers that
-    transformers rebuilds (position ids) do not count.
-    """
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    kept: dict[str, Tensor] = {}
-    places = set()
-    for name, tensor in state.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if name.endswith("position_ids") or (tensor.numel() and place in places):
-            continue
-        places.add(place)
-        kept[name] = tensor
-    digest = hashlib.sha256()
-    for name in sorted(kept):
-        tensor = _as_float32(kept[name].detach().cpu())
-        head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        digest.update(json.dumps(head).encode())
-        digest.update(tensor.contiguous().reshape(-1).numpy().data)
-    return digest.hexdigest()
-
-
 def locate_source(source: str | Path, example: str) -> tuple[Literal["folder", "file", "hub"], Path]:
     """Tells a folder, a file and a hub id apart; the path is the local one (or the id as a path).
 
@@ -194,15 +167,6 @@ def locate_source(source: str | Path, example: str) -> tuple[Literal["folder", "
         if _HUB_ID.fullmatch(text) and not text.lower().endswith(_FILE_SUFFIXES):
             return "hub", path
     raise InputError(f"{text or 'the empty name'} is no folder or file here and no hub id: {example}")
-
-
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raises InputError if the file is the stub that git leaves when the real one was not fetched."""
-    with path.open("rb") as stream:
-        if stream.read(len(_LFS_HEAD)) == _LFS_HEAD:
-            raise InputError(
-                f"{path} is only a Git LFS pointer, not the file itself: run  git lfs pull  or download it"
-            )
 
 
 def _load(source: str | Path, family: _Family, offline: bool) -> BaseModel[Any]:
@@ -281,7 +245,7 @@ def _load_transformers(source: str, family: _Family, *, offline: bool, hub: bool
 def _load_original(path: Path, family: _Family) -> nn.Module:
     import transformers
 
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     kind, description = _recognise(tensors)
     if kind != family.original:
         advice = f"give for example {family.file_example} or {family.hub_example}"
@@ -322,61 +286,6 @@ def _load_original(path: Path, family: _Family) -> nn.Module:
     return module
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file, a TorchScript archive or a plain torch file; no code is run.
-
-    Raises:
-        InputError: the file is empty, a Git LFS pointer, damaged, not a checkpoint, or more than tensors.
-    """
-    refuse_lfs_pointer(path)
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    if not head:
-        raise InputError(f"{path} is empty: get the file again")
-    if head[8:] == b"{":  # eight bytes of length, then JSON
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(
-                f"{path} is a damaged safetensors file ({_reason(error)}): get it again"
-            ) from error
-    if openai_clip.is_script_archive(path):
-        return openai_clip.read_script_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
-            openai_clip.refuse_global(path, asked[1])
-        raise InputError(
-            f"{path} is not a file of weights that torch can read: get the original file again"
-        ) from error
-    except Exception as error:  # a file of any other kind can fail in any way
-        fault = (
-            "truncated or damaged" if head.startswith(b"PK") else "not a file of weights, or a damaged one"
-        )
-        raise InputError(f"{path} is {fault} ({_reason(error)}): get the original file again") from error
-    return _state_dict(path, content)
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of a loaded torch file; training checkpoints keep them one level down."""
-    if isinstance(content, Mapping):
-        nested = (content.get(key) for key in ("state_dict", "model", "model_state_dict"))
-        content = next((inner for inner in nested if isinstance(inner, Mapping)), content)
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors and all(name.startswith("module.") for name in tensors):
-            tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-        if tensors:
-            return tensors
-    raise InputError(
-        f"{path} holds no named tensors ({type(content).__name__}): give a file of model weights"
-    )
-
-
 def _recognise(tensors: Iterable[str]) -> tuple[str, str]:
     names = sorted(tensors)
     for pattern, kind, description in _KINDS:
@@ -411,21 +320,15 @@ def _refuse(source: str, family: _Family, error: Exception, *, fetch: bool, offl
     """Turns an error of transformers into our sentence; `fetch`: files are absent rather than unreadable."""
     if not fetch:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"a weight file asks to run {asked[1]}; nothing was run" if asked else _reason(error)
+        reason = f"a weight file asks to run {asked[1]}; nothing was run" if asked else first_sentence(error)
         raise InputError(
             f"{source} cannot be read as a transformers folder of {family.title} ({reason}): get it again"
         ) from error
     why = "is not in the local hub cache" if offline else "could not be fetched from the hub"
     raise InputError(
-        f"{source} is no local folder or file and {why} ({_reason(error)}): on a machine with a connection "
+        f"{source} is no local folder or file and {why} ({first_sentence(error)}): on a machine with a connection "
         f"run  hf download {source} --local-dir DIR , copy DIR here and give its path"
     ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The kind of an error and the first sentence of what it says."""
-    first = str(error).strip().partition("\n")[0].partition(". ")[0][:200].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _first_few(names: list[str], limit: int = 3) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptris.errors import InputError
-from promptris.modeling.base_weights import locate_source, refuse_lfs_pointer
+from promptris.modeling.base_weights import locate_source
+from promptris.modeling.weight_files import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE

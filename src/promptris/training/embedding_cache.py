@@ -27,7 +27,7 @@ from promptris.data.fetching.archives import free_bytes
 from promptris.data.index import Notify, silent
 from promptris.data.pictures import load_record
 from promptris.errors import InputError
-from promptris.modeling.base_weights import content_hash
+from promptris.modeling.content_hash import content_hash
 from promptris.modeling.prompt_ris import PromptRIS
 from promptris.processing import SAM_MEAN, SAM_STD, normalise, stretch
 from promptris.team import ALONE, Team
